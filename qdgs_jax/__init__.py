@@ -1,0 +1,1 @@
+"""Quality-Diversity Generative Sampling in JAX."""

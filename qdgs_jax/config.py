@@ -1,0 +1,240 @@
+"""What a run is: frozen dataclasses, read from TOML, changed on the command line."""
+
+import dataclasses
+import difflib
+import math
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import tomli_w
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from typing_extensions import Annotated
+
+from qdgs_jax.errors import ConfigError
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Interval = tuple[float, float]
+
+_strict = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, config=_strict)
+class GeneratorConfig:
+    """The frozen generator that is sampled."""
+
+    model: str = "shapes-vae"
+    """Name of a built-in generator, or path of a checkpoint (file or folder)."""
+
+
+@dataclass(frozen=True, config=_strict)
+class EncoderConfig:
+    """The frozen image-text encoder that scores."""
+
+    model: str = "shapes-clip"
+    """Name of a built-in encoder, path of a checkpoint, or hub id."""
+    precision: Literal["highest", "default", "bf16"] = "highest"
+    """Precision of its matrix products: float32, what the device prefers, or bfloat16."""
+
+
+@dataclass(frozen=True, config=_strict)
+class ObjectiveConfig:
+    """Quality in words. Several texts in one prompt are separated by `|`."""
+
+    positive: str
+    """What a good image shows."""
+    negative: str
+    """What a bad image shows."""
+
+
+@dataclass(frozen=True, config=_strict)
+class MeasureConfig:
+    """One axis of the archive: a pair of prompts, or a plain function of the image."""
+
+    name: str
+    low: str = ""
+    """Prompt of the low end: images closer to it have a negative measure."""
+    high: str = ""
+    """Prompt of the high end."""
+    function: str = ""
+    """Instead of prompts: a built-in image measure, or `package.module:function`."""
+    range: Interval | Literal["auto"] = "auto"
+    """Ends of the grid; `auto` takes them from random samples and records them."""
+    cells: Count = 50
+    """Cells along this axis."""
+
+    def __post_init__(self) -> None:
+        if bool(self.function) == bool(self.low or self.high):
+            raise ValueError(
+                f"measure '{self.name}' needs either both prompts `low` and `high` or a `function`"
+            )
+        if not self.function:
+            _require_text(f"measure '{self.name}'", "low", self.low)
+            _require_text(f"measure '{self.name}'", "high", self.high)
+        if self.range != "auto" and not self.range[0] < self.range[1]:
+            raise ValueError(f"measure '{self.name}': `range` must be [low, high] with low < high")
+
+
+@dataclass(frozen=True, config=_strict)
+class SearchConfig:
+    """The quality-diversity search; defaults are the paper's, but for many emitters at once."""
+
+    algorithm: Literal["cma_maega"] = "cma_maega"
+    generations: Count = 400
+    """Generations; each evaluates `emitters` x (1 + `batch_size`) latents."""
+    emitters: Count = 8
+    batch_size: Annotated[int, Field(ge=2)] = 15
+    """Branches of each emitter in a generation."""
+    sigma0: Positive = 0.5
+    """Initial standard deviation of the gradient coefficients."""
+    step_size: Positive = 0.5
+    """Learning rate of the gradient ascent (Adam) on latents."""
+    learning_rate: Fraction = 0.02
+    """Archive learning rate alpha: 0 optimises, 1 explores."""
+    threshold_min: float = 0.0
+    """Objective that an empty cell asks for."""
+    initial_samples: Count = 512
+    """Random latents from which the emitters' starting points are the best."""
+    chunk_size: Count = 64
+    """Latents rendered and embedded at once; bounds memory."""
+
+
+@dataclass(frozen=True, config=_strict)
+class RunConfig:
+    """How often a run reports and saves itself."""
+
+    log_every: Count = 10
+    """Generations between two lines of metrics; divides `search.generations`."""
+    checkpoint_every: Count = 100
+    """Generations between two checkpoints; a multiple of `log_every`."""
+
+
+@dataclass(frozen=True, config=_strict)
+class BinConfig:
+    """A named region of the measures, exported as (part of) one class."""
+
+    name: str
+    label: str
+    """Class folder; several bins may share it."""
+    where: dict[str, Interval]
+    """Measure name -> [low, high): the region."""
+
+
+@dataclass(frozen=True, config=_strict)
+class ExportConfig:
+    """What `qdgs export` writes."""
+
+    count: Count = 1000
+    """Images in the dataset."""
+    min_objective: float = -math.inf
+    """Elites below it are left out."""
+    bins: tuple[BinConfig, ...] = ()
+    """Regions to fill equally; without any, samples spread evenly over all filled cells."""
+
+
+@dataclass(frozen=True, config=_strict)
+class Config:
+    """Everything that decides a run: same config, same device, same archive."""
+
+    objective: ObjectiveConfig
+    measures: tuple[MeasureConfig, ...]
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    generator: GeneratorConfig = GeneratorConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    search: SearchConfig = SearchConfig()
+    run: RunConfig = RunConfig()
+    export: ExportConfig = ExportConfig()
+
+    def __post_init__(self) -> None:
+        _require_text("objective", "positive", self.objective.positive)
+        _require_text("objective", "negative", self.objective.negative)
+        names = [measure.name for measure in self.measures]
+        if not names:
+            raise ValueError("no measures: add at least one [[measures]] table")
+        if len(set(names)) < len(names):
+            raise ValueError(f"measures need distinct names, got {', '.join(names)}")
+        for bin in self.export.bins:
+            for name in bin.where:
+                if name not in names:
+                    raise ValueError(
+                        f"bin '{bin.name}' names the measure '{name}', which is not one of "
+                        f"{', '.join(names)}{_suggestion(name, names)}"
+                    )
+        if self.search.generations % self.run.log_every:
+            raise ValueError(
+                f"search.generations ({self.search.generations}) must be a multiple of "
+                f"run.log_every ({self.run.log_every})"
+            )
+        if self.run.checkpoint_every % self.run.log_every:
+            raise ValueError(
+                f"run.checkpoint_every ({self.run.checkpoint_every}) must be a multiple of "
+                f"run.log_every ({self.run.log_every})"
+            )
+
+
+def load_config(path: Path) -> Config:
+    """Reads a TOML file.
+
+    Raises:
+        ConfigError: the file is missing, not TOML, or holds unknown keys or bad values.
+    """
+    try:
+        with open(path, "rb") as file:
+            values = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"Cannot read the config {path}: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The config {path} is not valid TOML: {error}.") from None
+    return parse_config(values, source=str(path))
+
+
+def parse_config(values: dict[str, Any], *, source: str) -> Config:
+    """Makes a Config of plain values, with one sentence about the first thing wrong.
+
+    Raises:
+        ConfigError: unknown key, missing key or value out of range.
+    """
+    try:
+        return pydantic.TypeAdapter(Config).validate_python(values)
+    except pydantic.ValidationError as error:
+        raise ConfigError(f"Config {source}: {_explain(error)}.") from None
+
+
+def save_config(path: Path, config: Config) -> None:
+    """Writes a config as TOML; `load_config` gives it back."""
+    path.write_text(tomli_w.dumps(dataclasses.asdict(config)))
+
+
+def _require_text(where: str, key: str, prompt: str) -> None:
+    if not all(text.strip() for text in prompt.split("|")):
+        raise ValueError(f"the {key} prompt of {where} is empty: describe it in words")
+
+
+def _suggestion(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _explain(error: pydantic.ValidationError) -> str:
+    """The first problem of a validation in words."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"] if not str(part).startswith("tuple["))
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    if first["type"] == "unexpected_keyword_argument":
+        return f"unknown key '{where}'{_suggestion(where.split('.')[-1], _known_keys())}"
+    if first["type"] in ("missing", "missing_argument"):
+        return f"the key '{where}' is missing"
+    return f"'{where}' {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
+
+
+def _known_keys() -> list[str]:
+    classes = (
+        Config, GeneratorConfig, EncoderConfig, ObjectiveConfig, MeasureConfig, SearchConfig,
+        RunConfig, BinConfig, ExportConfig,
+    )  # fmt: skip
+    return [field.name for cls in classes for field in dataclasses.fields(cls)]

@@ -1,0 +1,1 @@
+"""Emitters: they propose latents and learn from what the archive made of them."""
