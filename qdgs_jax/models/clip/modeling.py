@@ -1,0 +1,292 @@
+"""CLIP (Radford et al. 2021): an image tower and a text tower that meet in one space.
+
+Both are pre-norm transformers. Axes: N batch, T tokens, C width, E embedding.
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from qdgs_jax.typing import Array, Key, Params
+
+Precision: TypeAlias = Literal["highest", "default", "bf16"]
+
+LEGACY_EOS = 2
+"""OpenAI's configs carry this id by mistake; it means "the highest id ends the text"."""
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # weights trained by OpenAI
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),  # most others
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerConfig:
+    """The size of one transformer."""
+
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(f"hidden_act {self.hidden_act!r} is none of {sorted(ACTIVATIONS)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPConfig:
+    """Everything about a CLIP but its weights; the defaults are OpenAI's ViT-B/32."""
+
+    vision: TowerConfig = TowerConfig(width=768, layers=12, heads=12, mlp_width=3072)
+    text: TowerConfig = TowerConfig(width=512, layers=12, heads=8, mlp_width=2048)
+    embedding_size: int = 512
+    image_size: int = 224
+    patch_size: int = 32
+    context_length: int = 77
+    vocabulary_size: int = 49408
+    eos_token_id: int = LEGACY_EOS
+    """The text's embedding is read at the first token with this id; 2: at the highest id."""
+    pixel_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    pixel_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+            )
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, [N, T, C] -> [N, T, C]."""
+
+    config: TowerConfig
+    causal: bool
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        width, heads = self.config.width, self.config.heads
+        dense = _dense(self.dtype)
+
+        def project(name: str) -> Array:  # [N, T, heads, C / heads]
+            projected = dense(width, width**-0.5, name=name)(x)
+            return projected.reshape(*x.shape[:2], heads, width // heads)
+
+        # Logits and softmax are float32 in here whatever the dtype of its arguments.
+        mixed = jax.nn.dot_product_attention(
+            project("query"), project("key"), project("value"), is_causal=self.causal
+        )
+        std = (2 * self.config.layers * width) ** -0.5
+        return dense(width, std, name="out")(mixed.reshape(x.shape))
+
+
+class Block(nn.Module):
+    """A residual attention block, [N, T, C] -> [N, T, C]."""
+
+    config: TowerConfig
+    causal: bool
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        config, dense = self.config, _dense(self.dtype)
+        normed = _norm(config, self.dtype, "norm1")(x)
+        x = x + Attention(config, self.causal, self.dtype, name="attention")(normed)
+        hidden = _norm(config, self.dtype, "norm2")(x)
+        hidden = dense(config.mlp_width, (2 * config.width) ** -0.5, name="up")(hidden)
+        hidden = ACTIVATIONS[config.hidden_act](hidden)
+        std = (2 * config.layers * config.width) ** -0.5
+        return x + dense(config.width, std, name="down")(hidden)
+
+
+class VisionTower(nn.Module):
+    """Normalised pixels [N, H, W, 3] -> [N, E]."""
+
+    config: CLIPConfig
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, pixel_values: Array) -> Array:
+        config, tower = self.config, self.config.vision
+        std, dense = tower.width**-0.5, _dense(self.dtype)
+        patches = _patches(pixel_values, config.patch_size)
+        x = dense(tower.width, 0.02, use_bias=False, name="patch_embedding")(patches)
+        normal = nn.initializers.normal(std)
+        class_token = self.param("class_embedding", normal, (tower.width,))
+        class_tokens = jnp.broadcast_to(class_token.astype(x.dtype), (len(x), 1, tower.width))
+        x = jnp.concatenate([class_tokens, x], axis=1)
+        position = self.param("position_embedding", normal, (x.shape[1], tower.width))
+        x = x + position.astype(x.dtype)
+        x = _norm(tower, self.dtype, "norm_pre")(x)
+        for i in range(tower.layers):
+            x = Block(tower, causal=False, dtype=self.dtype, name=f"block{i}")(x)
+        pooled = _norm(tower, self.dtype, "norm_post")(x[:, 0])
+        return dense(config.embedding_size, std, use_bias=False, name="projection")(pooled)
+
+
+class TextTower(nn.Module):
+    """Token ids [N, T] -> [N, E]."""
+
+    config: CLIPConfig
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, input_ids: Array) -> Array:
+        config, tower = self.config, self.config.text
+        embed = nn.Embed(
+            config.vocabulary_size,
+            tower.width,
+            embedding_init=nn.initializers.normal(0.02),
+            dtype=self.dtype,
+            name="token_embedding",
+        )
+        position = self.param(
+            "position_embedding",
+            nn.initializers.normal(0.01),
+            (config.context_length, tower.width),
+        )
+        x = embed(input_ids)
+        x = x + position[: input_ids.shape[1]].astype(x.dtype)
+        for i in range(tower.layers):
+            x = Block(tower, causal=True, dtype=self.dtype, name=f"block{i}")(x)
+        x = _norm(tower, self.dtype, "norm_post")(x)
+        pooled = x[jnp.arange(len(x)), end_of_text(config, input_ids)]
+        std = tower.width**-0.5
+        return _dense(self.dtype)(config.embedding_size, std, use_bias=False, name="projection")(
+            pooled
+        )
+
+
+class CLIP(nn.Module):
+    """The two towers, and the temperature that training learns beside them."""
+
+    config: CLIPConfig
+    dtype: Any = None
+
+    def setup(self) -> None:
+        self.vision = VisionTower(self.config, self.dtype)
+        self.text = TextTower(self.config, self.dtype)
+        self.logit_scale = self.param(
+            "logit_scale", nn.initializers.constant(math.log(1 / 0.07)), ()
+        )
+
+    def __call__(self, pixel_values: Array, input_ids: Array) -> tuple[Array, Array]:
+        return self.vision(pixel_values), self.text(input_ids)
+
+
+def init(config: CLIPConfig, key: Key) -> Params:
+    """Random float32 weights, distributed as CLIP's are at the start of its training.
+
+    The tree has the branches `vision` and `text`, and the scalar leaf `logit_scale`.
+    """
+    pixel_values = jnp.zeros((1, config.image_size, config.image_size, 3))
+    input_ids = jnp.zeros((1, config.context_length), jnp.int32)
+    return jax.jit(CLIP(config).init)(key, pixel_values, input_ids)["params"]
+
+
+def embed_images(
+    config: CLIPConfig, params: Params, pixel_values: Array, *, precision: Precision = "highest"
+) -> Array:
+    """Embed images, differentiably.
+
+    Args:
+        config: The network's shape.
+        params: Its weights.
+        pixel_values: [N, image_size, image_size, 3], RGB in [0, 1] less `pixel_mean`, divided by
+            `pixel_std`.
+        precision: Of matrix products. `highest`: float32 on every device. `default`: what the
+            device prefers (TF32 on recent GPUs, bfloat16 on TPUs). `bf16`: weights and activations
+            in bfloat16, with float32 statistics and softmax.
+
+    Returns:
+        [N, E] float32, not of unit norm.
+
+    Raises:
+        ValueError: The images have another shape.
+    """
+    size = config.image_size
+    if pixel_values.shape[1:] != (size, size, 3):
+        raise ValueError(f"images are {pixel_values.shape}, this CLIP takes [N, {size}, {size}, 3]")
+    with _matmul_precision(precision):
+        tower = VisionTower(config, _dtype(precision))
+        return _widen(tower.apply({"params": params["vision"]}, pixel_values))
+
+
+def embed_tokens(
+    config: CLIPConfig, params: Params, input_ids: Array, *, precision: Precision = "highest"
+) -> Array:
+    """Embed texts.
+
+    Args:
+        config: The network's shape.
+        params: Its weights.
+        input_ids: [N, T] integers, T <= context_length; each row holds an end-of-text token, and
+            what comes after it has no influence.
+        precision: See `embed_images`.
+
+    Returns:
+        [N, E] float32, not of unit norm.
+
+    Raises:
+        ValueError: The texts are too long.
+    """
+    if input_ids.shape[1] > config.context_length:
+        raise ValueError(
+            f"texts of {input_ids.shape[1]} tokens: this CLIP takes {config.context_length}"
+        )
+    with _matmul_precision(precision):
+        tower = TextTower(config, _dtype(precision))
+        return _widen(tower.apply({"params": params["text"]}, input_ids))
+
+
+def end_of_text(config: CLIPConfig, input_ids: Array) -> Array:
+    """Position [N] of the token that carries a text's embedding, for ids [N, T]."""
+    if config.eos_token_id == LEGACY_EOS:
+        return jnp.argmax(input_ids, axis=1)
+    return jnp.argmax(input_ids == config.eos_token_id, axis=1)
+
+
+def _patches(images: Array, size: int) -> Array:
+    """[N, H, W, 3] -> [N, patches, size * size * 3]: a strided convolution is then a product."""
+    n, height, width, channels = images.shape
+    grid = images.reshape(n, height // size, size, width // size, size, channels)
+    return grid.transpose(0, 1, 3, 2, 4, 5).reshape(n, -1, size * size * channels)
+
+
+def _dense(dtype: Any) -> Callable[..., nn.Dense]:
+    def dense(features: int, std: float, *, use_bias: bool = True, name: str) -> nn.Dense:
+        kernel_init = nn.initializers.normal(std)
+        return nn.Dense(features, use_bias, dtype, kernel_init=kernel_init, name=name)
+
+    return dense
+
+
+def _norm(config: TowerConfig, dtype: Any, name: str) -> nn.LayerNorm:
+    # The fast variance E[x^2] - E[x]^2 cancels; statistics are float32 whatever the dtype.
+    return nn.LayerNorm(config.layer_norm_eps, dtype, use_fast_variance=False, name=name)
+
+
+def _matmul_precision(precision: Precision) -> contextlib.AbstractContextManager[Any]:
+    # A context, since attention takes no precision; pull-backs inherit what the forward traced.
+    if precision == "highest":
+        return jax.default_matmul_precision("highest")
+    return contextlib.nullcontext()
+
+
+def _dtype(precision: Precision) -> Any:
+    return jnp.bfloat16 if precision == "bf16" else None
+
+
+def _widen(embeddings: Array) -> Array:
+    return embeddings.astype(jnp.promote_types(embeddings.dtype, jnp.float32))
