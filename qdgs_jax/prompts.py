@@ -1,0 +1,73 @@
+"""Prompts in words -> prompt embeddings, once, before the loop."""
+
+import warnings
+
+import jax.numpy as jnp
+from flax import struct
+
+from qdgs_jax.config import Config
+from qdgs_jax.encoders import Encoder
+from qdgs_jax.typing import Embeddings, Params
+
+
+class UnknownWordsWarning(UserWarning):
+    """A prompt holds words that the encoder has never seen, so they carry no meaning."""
+
+
+class PromptPair(struct.PyTreeNode):
+    """Two opposite prompts; a prompt of several texts (`|`) has several rows."""
+
+    near: Embeddings  # [T, E], the objective's `positive`, a measure's `low`
+    far: Embeddings  # [T, E], the objective's `negative`, a measure's `high`
+
+
+class PromptEmbeddings(struct.PyTreeNode):
+    """All prompts of a config; an argument of the score, as weights are."""
+
+    objective: PromptPair
+    measures: tuple[PromptPair | None, ...]  # None where a measure is a function of the image
+
+
+def embed_prompts(config: Config, encoder: Encoder, encoder_params: Params) -> PromptEmbeddings:
+    """Embeds each text of the config's prompts once, to unit norm.
+
+    Warns with `UnknownWordsWarning` about words outside the encoder's vocabulary.
+
+    Raises:
+        ConfigError: a text is longer than the encoder can read.
+    """
+    pairs = [(config.objective.positive, config.objective.negative)]
+    pairs += [(measure.low, measure.high) for measure in config.measures if not measure.function]
+    texts = list(
+        dict.fromkeys(text for pair in pairs for prompt in pair for text in _texts(prompt))
+    )
+    _warn_of_unknown_words(encoder, texts)
+    embeddings = encoder.embed_tokens(encoder_params, encoder.tokenize(texts))
+    rows = {text: row for row, text in enumerate(texts)}
+
+    def embed(prompt: str) -> Embeddings:
+        return embeddings[jnp.array([rows[text] for text in _texts(prompt)])]
+
+    return PromptEmbeddings(
+        objective=PromptPair(embed(config.objective.positive), embed(config.objective.negative)),
+        measures=tuple(
+            None if measure.function else PromptPair(embed(measure.low), embed(measure.high))
+            for measure in config.measures
+        ),
+    )
+
+
+def _texts(prompt: str) -> list[str]:
+    return [text.strip() for text in prompt.split("|")]
+
+
+def _warn_of_unknown_words(encoder: Encoder, texts: list[str]) -> None:
+    words = dict.fromkeys(word for text in texts for word in encoder.unknown_words(text))
+    if words:
+        quoted = ", ".join(f"'{word}'" for word in words)
+        warnings.warn(
+            f"The encoder {encoder.name} does not know {quoted}: rephrase the prompts, "
+            "or use an encoder trained on more text.",
+            UnknownWordsWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,255 @@
+"""Latents -> images -> embeddings -> objective and measures, with or without their Jacobian."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from qdgs_jax.config import Config, MeasureConfig, _suggestion
+from qdgs_jax.encoders import Encoder
+from qdgs_jax.errors import ConfigError
+from qdgs_jax.generators import Generator
+from qdgs_jax.prompts import PromptPair
+from qdgs_jax.typing import Array, Embeddings, Images, Key, Latents, Measures, Objective, Params
+
+ImageMeasure = Callable[[Images], Array]  # [N, H, W, 3] -> [N]
+
+
+def brightness(images: Images) -> Array:
+    """Mean luma (Rec. 601), from 0 (black) to 1 (white)."""
+    red, green, blue = jnp.moveaxis(images, -1, 0)
+    return jnp.mean(0.299 * red + 0.587 * green + 0.114 * blue, axis=(1, 2))
+
+
+def warmth(images: Images) -> Array:
+    """Mean red minus mean blue, from -1 (blue) to 1 (red)."""
+    return jnp.mean(images[..., 0] - images[..., 2], axis=(1, 2))
+
+
+def coverage(images: Images) -> Array:
+    """How much of a white page is inked, from 0 (all white) to 1 (saturated or dark throughout)."""
+    return jnp.mean(1 - jnp.min(images, axis=-1), axis=(1, 2))
+
+
+IMAGE_MEASURES: dict[str, ImageMeasure] = {
+    "brightness": brightness,
+    "warmth": warmth,
+    "coverage": coverage,
+}
+
+
+def angular_distance(x: Embeddings, y: Embeddings) -> Array:
+    """Angle between unit vectors along the last axis: d = 2 arcsin(||x - y|| / 2), in [0, pi].
+
+    At equal and at opposite points, where the angle has a kink, the gradient is zero.
+    """
+    squared = jnp.sum((x - y) ** 2, axis=-1)
+    smooth = (squared > 0) & (squared < 4)
+    # The inner `where` keeps the infinite slopes of sqrt and arcsin out of the backward pass.
+    distance = 2 * jnp.arcsin(jnp.sqrt(jnp.where(smooth, squared, 1.0)) / 2)
+    return jnp.where(smooth, distance, jnp.where(squared > 0, jnp.pi, 0.0))
+
+
+def prompt_difference(embeddings: Embeddings, pair: PromptPair) -> Array:
+    """d(image, near) - d(image, far) [N], summed over texts; negative is closer to `near`.
+
+    It is the prompt loss L_p of the objective's pair, and the measure m_j of a measure's
+    (Chang et al. 2024).
+    """
+
+    def distance(texts: Embeddings) -> Array:
+        return jnp.sum(angular_distance(embeddings[:, None], texts), axis=-1)
+
+    return distance(pair.near) - distance(pair.far)
+
+
+def cutout(keys: Key, images: Images, size: int) -> Images:
+    """What the encoder sees: a random square of each image, average-pooled to `size`.
+
+    Squares have a side of int(sqrt(U) (S - size) + size) pixels and lie anywhere. Images that are
+    not larger than `size` are taken whole, without randomness.
+
+    Args:
+        keys: [N], one for each image.
+        images: [N, S, S, 3]; only square images.
+        size: side of the result in pixels.
+    """
+    side = images.shape[1]
+    if side == size:
+        return images
+    if side < size:
+        pool = _pooling(jnp.int32(side), jnp.int32(0), size, side)
+        return _pool(images, pool, pool)
+
+    def cut(key: Key, image: Array) -> Array:
+        side_key, corner_key = jax.random.split(key)
+        scale = jnp.sqrt(jax.random.uniform(side_key))
+        crop = (scale * (side - size) + size).astype(jnp.int32)
+        top, left = jax.random.randint(corner_key, (2,), 0, side - crop + 1)
+        rows = _pooling(crop, top, size, side)
+        columns = _pooling(crop, left, size, side)
+        return _pool(image, rows, columns)
+
+    return jax.vmap(cut)(keys, images)
+
+
+def _pooling(crop: Array, start: Array, size: int, side: int) -> Array:
+    """Adaptive average pooling of [start, start + crop) to `size` bins as a matrix [size, side].
+
+    A banded matrix rather than a slice: it lets `crop` and `start` be traced.
+    """
+    bins = jnp.arange(size)[:, None]
+    first = bins * crop // size
+    end = ((bins + 1) * crop + size - 1) // size
+    pixel = jnp.arange(side) - start
+    return jnp.where((first <= pixel) & (pixel < end), 1.0 / (end - first), 0.0)
+
+
+def _pool(images: Array, rows: Array, columns: Array) -> Array:
+    # Measures live in +-0.1: pixels must not pass through TF32 or bfloat16 products.
+    return jnp.einsum("ih,...hwc,jw->...ijc", rows, images, columns, precision="highest")
+
+
+@dataclass(frozen=True)
+class Score:
+    """score(params, key, latents [N, D]) -> (objective [N], measures [N, M]).
+
+    `params` is a dict of the weights "generator" and "encoder" and of "prompts"
+    (`qdgs_jax.prompts.PromptEmbeddings`). Each latent's crop depends on the key and on its place
+    in the batch alone, so that `chunk_size` changes memory and nothing else.
+    """
+
+    values: Callable[[Params, Key, Latents], Array]
+    """(params, keys [N], latents [N, D]) -> [N, 1 + M], objective first; sample by sample."""
+    measures: int
+    """M."""
+    chunk_size: int
+    """Latents rendered and embedded at once."""
+
+    def __call__(self, params: Params, key: Key, latents: Latents) -> tuple[Objective, Measures]:
+        keys = jax.random.split(key, len(latents))
+        values = in_chunks(
+            lambda keys, latents: self.values(params, keys, latents), self.chunk_size
+        )(keys, latents)
+        return values[:, 0], values[:, 1:]
+
+
+def make_score(config: Config, generator: Generator, encoder: Encoder) -> Score:
+    """The score of a config: f = 100 - 50 L_p, and one measure for each of `config.measures`.
+
+    The reference renders and crops anew for the objective and for each measure; here all of them
+    see one image and one crop: cheaper, and less noisy. Functions of the image read it whole.
+
+    Raises:
+        ConfigError: a measure's function does not exist or does not give one number an image.
+    """
+    functions = [_image_measure(measure, generator.image_size) for measure in config.measures]
+
+    def values(params: Params, keys: Key, latents: Latents) -> Array:
+        images = generator.render(params["generator"], latents)
+        cutouts = cutout(keys, images, encoder.image_size)
+        embeddings = encoder.embed_images(params["encoder"], cutouts)
+        prompts = params["prompts"]
+        objective = 100 - 50 * prompt_difference(embeddings, prompts.objective)
+        measures = [
+            function(images) if function else prompt_difference(embeddings, pair)
+            for function, pair in zip(functions, prompts.measures, strict=True)
+        ]
+        return jnp.stack([objective, *measures], axis=-1)
+
+    return Score(values, len(functions), config.search.chunk_size)
+
+
+def with_jacobian(
+    score: Score,
+) -> Callable[[Params, Key, Latents], tuple[Objective, Measures, Array]]:
+    """f(params, key, latents) -> (objective [N], measures [N, M], jacobian [N, 1 + M, D]).
+
+    jacobian[:, 0] is the gradient of the objective (higher is better), row 1 + j that of measure j.
+    One forward pass serves 1 + M pull-backs; they hold as many times the memory, so chunks are
+    smaller by that factor.
+    """
+    rows = 1 + score.measures
+
+    def jacobian(params: Params, key: Key, latents: Latents) -> tuple[Objective, Measures, Array]:
+        def one_chunk(keys: Key, latents: Latents) -> tuple[Array, Array]:
+            values, pull_back = jax.vjp(lambda x: score.values(params, keys, x), latents)
+            # Samples do not touch each other: a cotangent of ones over N gives each its own row.
+            cotangents = jnp.broadcast_to(
+                jnp.eye(rows, dtype=values.dtype)[:, None], (rows, *values.shape)
+            )
+            (gradients,) = jax.vmap(pull_back)(cotangents)
+            return values, jnp.swapaxes(gradients, 0, 1)
+
+        keys = jax.random.split(key, len(latents))
+        values, gradients = in_chunks(one_chunk, max(1, score.chunk_size // rows))(keys, latents)
+        return values[:, 0], values[:, 1:], gradients
+
+    return jacobian
+
+
+def in_chunks(function: Callable[..., Any], chunk_size: int) -> Callable[..., Any]:
+    """Maps `function`, batched over the first axis of all arrays, over at most `chunk_size` rows.
+
+    It is compiled for one size only: chunks are as equal as can be, and the last row is repeated
+    where they do not divide the batch.
+    """
+
+    def chunked(*arrays: Array) -> Any:
+        count = len(arrays[0])
+        chunks = -(-count // chunk_size)
+        if chunks <= 1:
+            return function(*arrays)
+        size = -(-count // chunks)
+        # Row i goes to chunk i % chunks: a batch sharded over devices keeps each chunk on all.
+        place = jnp.minimum(jnp.arange(size * chunks), count - 1).reshape(size, chunks).T
+        results = jax.lax.map(lambda rows: function(*(array[rows] for array in arrays)), place)
+        return jax.tree.map(
+            lambda leaf: leaf.swapaxes(0, 1).reshape(size * chunks, *leaf.shape[2:])[:count],
+            results,
+        )
+
+    return chunked
+
+
+def _image_measure(measure: MeasureConfig, image_size: int) -> ImageMeasure | None:
+    """The measure's function of the image, tried on shapes alone; None for a pair of prompts."""
+    if not measure.function:
+        return None
+    function = IMAGE_MEASURES.get(measure.function) or _import(measure)
+    images = jax.ShapeDtypeStruct((2, image_size, image_size, 3), jnp.float32)
+    shape = getattr(jax.eval_shape(function, images), "shape", None)
+    if shape != (2,):
+        raise ConfigError(
+            f"The function '{measure.function}' of measure '{measure.name}' gives the shape "
+            f"{shape} for images {images.shape}: let it return one number an image, [N]."
+        )
+    return function
+
+
+def _import(measure: MeasureConfig) -> ImageMeasure:
+    subject = f"The function '{measure.function}' of measure '{measure.name}'"
+    module_name, colon, name = measure.function.partition(":")
+    if not colon:
+        raise ConfigError(
+            f"{subject} is none of {', '.join(IMAGE_MEASURES)}"
+            f"{_suggestion(measure.function, list(IMAGE_MEASURES))}: name one of them, "
+            "or write 'package.module:function'."
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(
+            f"{subject} cannot be imported ({error}): install its package or mend the name."
+        ) from None
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if callable(value)]
+        raise ConfigError(
+            f"{subject} does not exist in the module {module_name}"
+            f"{_suggestion(name, known)}: mend the name."
+        )
+    return function

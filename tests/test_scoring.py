@@ -1,0 +1,292 @@
+"""Distances, crops and scores, against formulas written out naively."""
+
+import dataclasses
+import math
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qdgs_jax import scoring
+from qdgs_jax.config import Config, MeasureConfig, ObjectiveConfig, SearchConfig
+from qdgs_jax.encoders import Encoder
+from qdgs_jax.errors import ConfigError
+from qdgs_jax.generators import Generator
+from qdgs_jax.prompts import PromptEmbeddings, PromptPair
+
+LATENT, SIDE, SIZE, EMBEDDING = 5, 12, 8, 7
+HUE = MeasureConfig(name="hue", low="red", high="blue")
+BRIGHTNESS = MeasureConfig(name="light", function="brightness")
+
+
+def normal(seed, *shape):
+    dtype = jnp.zeros(0).dtype  # float64 inside `enable_x64`
+    return jnp.array(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def unit(seed, *shape):
+    x = normal(seed, *shape)
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def render(params, latents):
+    return jax.nn.sigmoid(latents @ params).reshape(-1, SIDE, SIDE, 3)
+
+
+def embed_images(params, images):
+    x = jnp.tanh(images.reshape(len(images), -1) @ params)
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+GENERATOR = Generator("fake", "", LATENT, SIDE, lambda key, n: normal(0, n, LATENT), render)
+ENCODER = Encoder("fake", "", SIZE, embed_images, None, None, None)  # type: ignore[arg-type]
+
+
+def make_config(*measures, chunk_size=64):
+    return Config(
+        objective=ObjectiveConfig(positive="a", negative="b"),
+        measures=measures or (HUE, BRIGHTNESS),
+        search=SearchConfig(chunk_size=chunk_size),
+    )
+
+
+def make_params(config):
+    return {
+        "generator": normal(1, LATENT, SIDE * SIDE * 3),
+        "encoder": normal(2, SIZE * SIZE * 3, EMBEDDING),
+        "prompts": PromptEmbeddings(
+            objective=PromptPair(unit(3, 2, EMBEDDING), unit(4, 1, EMBEDDING)),
+            measures=tuple(
+                None if m.function else PromptPair(unit(5, 1, EMBEDDING), unit(6, 3, EMBEDDING))
+                for m in config.measures
+            ),
+        ),
+    }
+
+
+def test_distance_is_the_angle():
+    x, y = unit(0, 50, 4), unit(1, 50, 4)
+    np.testing.assert_allclose(
+        scoring.angular_distance(x, y), np.arccos(np.sum(x * y, -1)), rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("sign", "distance"), [pytest.param(1, 0, id="equal"), pytest.param(-1, math.pi, id="opposite")]
+)
+def test_distance_has_finite_gradients_where_it_kinks(sign, distance):
+    x = jnp.array([0.6, 0.8, 0.0])
+    value, gradient = jax.value_and_grad(scoring.angular_distance)(x, sign * x)
+    assert value == pytest.approx(distance, abs=1e-6)
+    assert np.isfinite(gradient).all()
+    # Rounding may put opposite unit vectors slightly more than 2 apart.
+    assert np.isfinite(jax.grad(scoring.angular_distance)(x, -1.01 * x)).all()
+
+
+def test_distance_gradient_agrees_with_finite_differences():
+    with jax.enable_x64(True):
+        x, y = np.random.default_rng(0).normal(size=(2, 6))
+        x, y = jnp.array(x / np.linalg.norm(x)), jnp.array(y / np.linalg.norm(y))
+        step = 1e-6 * np.eye(6)
+        numeric = [
+            (scoring.angular_distance(x + e, y) - scoring.angular_distance(x - e, y)) / 2e-6
+            for e in step
+        ]
+        np.testing.assert_allclose(jax.grad(scoring.angular_distance)(x, y), numeric, rtol=1e-7)
+
+
+def naive_pool(image, size):
+    """Adaptive average pooling of a square, bin by bin."""
+    side = len(image)
+    edges = [(i * side // size, -(-(i + 1) * side // size)) for i in range(size)]
+    return np.array([[image[a:b, c:d].mean((0, 1)) for c, d in edges] for a, b in edges])
+
+
+@pytest.mark.parametrize(("side", "size"), [(5, 8), (12, 8), (9, 8), (16, 4), (128, 224)])
+def test_pooling_agrees_with_a_loop(side, size):
+    image = np.random.default_rng(0).random((side, side, 3), dtype=np.float32)
+    start = 0 if side <= size else 1
+    crop = side - 2 * start
+    pool = scoring._pooling(jnp.int32(crop), jnp.int32(start), size, side)
+    expected = naive_pool(image[start : start + crop, start : start + crop], size)
+    np.testing.assert_allclose(scoring._pool(jnp.array(image), pool, pool), expected, atol=1e-6)
+
+
+def test_cutout_is_some_square_of_the_image_pooled():
+    count = 500
+    image = np.random.default_rng(1).random((SIDE, SIDE, 3), dtype=np.float32)
+    candidates = {
+        (crop, top, left): naive_pool(image[top : top + crop, left : left + crop], SIZE)
+        for crop in range(SIZE, SIDE)
+        for top in range(SIDE - crop + 1)
+        for left in range(SIDE - crop + 1)
+    }
+    keys = jax.random.split(jax.random.key(0), count)
+    cuts = jax.jit(scoring.cutout, static_argnums=2)(
+        keys, jnp.broadcast_to(image, (count, *image.shape)), SIZE
+    )
+    errors = np.array([np.abs(cuts - square).max((1, 2, 3)) for square in candidates.values()])
+    assert errors.min(0).max() < 1e-5
+    crops, tops, lefts = np.array(list(candidates))[errors.argmin(0)].T
+    for crop in range(SIZE, SIDE):
+        places = set(range(SIDE - crop + 1))
+        assert places == set(tops[crops == crop]) == set(lefts[crops == crop])
+    # The side is int(4 sqrt(U) + 8): 11 where U >= (3/4)^2.
+    assert np.mean(crops == SIDE - 1) == pytest.approx(7 / 16, abs=0.07)
+
+
+@pytest.mark.parametrize("side", [4, 8])
+def test_cutout_of_a_small_image_is_not_random(side):
+    images = jax.random.uniform(jax.random.key(0), (2, side, side, 3))
+    first, second = (
+        scoring.cutout(jax.random.split(jax.random.key(k), 2), images, 8) for k in range(2)
+    )
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_allclose(first[1], naive_pool(np.asarray(images[1]), 8), atol=1e-6)
+
+
+def test_cutout_takes_old_style_keys_and_has_gradients():
+    images = jax.random.uniform(jax.random.key(0), (2, SIDE, SIDE, 3))
+    keys = jax.random.split(jax.random.PRNGKey(0), 2)
+    gradient = jax.jit(jax.grad(lambda x: scoring.cutout(keys, x, SIZE).sum()))(images)
+    assert np.asarray(gradient).sum() == pytest.approx(2 * SIZE * SIZE * 3, rel=1e-5)
+
+
+def test_image_measures_on_plain_colours():
+    colours = jnp.array([[1, 1, 1], [0, 0, 0], [1, 0, 0], [0, 0, 1]], jnp.float32)
+    images = jnp.broadcast_to(colours[:, None, None], (4, 3, 5, 3))
+    values = {name: measure(images) for name, measure in scoring.IMAGE_MEASURES.items()}
+    np.testing.assert_allclose(values["brightness"], [1, 0, 0.299, 0.114], atol=1e-6)
+    np.testing.assert_allclose(values["warmth"], [0, 0, 1, -1])
+    np.testing.assert_allclose(values["coverage"], [0, 1, 1, 1])
+
+
+def test_score_follows_the_formulas():
+    config = make_config()
+    params, latents, key = make_params(config), normal(7, 6, LATENT), jax.random.key(8)
+    score = jax.jit(scoring.make_score(config, GENERATOR, ENCODER))
+    objective, measures = score(params, key, latents)
+    assert objective.shape == (6,)
+    assert measures.shape == (6, 2)
+
+    images = render(params["generator"], latents)
+    cut = scoring.cutout(jax.random.split(key, 6), images, SIZE)
+    embeddings = np.asarray(embed_images(params["encoder"], cut))
+
+    def distance(texts):
+        return sum(np.arccos(embeddings @ text) for text in np.asarray(texts))
+
+    pair, hue = params["prompts"].objective, params["prompts"].measures[0]
+    loss = distance(pair.near) - distance(pair.far)
+    np.testing.assert_allclose(objective, 100 - 50 * loss, atol=1e-3)
+    np.testing.assert_allclose(measures[:, 0], distance(hue.near) - distance(hue.far), atol=1e-5)
+    np.testing.assert_allclose(measures[:, 1], scoring.brightness(images), rtol=1e-6)
+
+
+@pytest.mark.parametrize("measures", [(HUE, BRIGHTNESS), (BRIGHTNESS,)])
+def test_jacobian_agrees_with_jacrev_of_each_latent(measures):
+    with jax.enable_x64(True):
+        config = make_config(*measures)
+        params, latents, key = make_params(config), normal(7, 6, LATENT), jax.random.key(8)
+        score = scoring.make_score(config, GENERATOR, ENCODER)
+        objective, values, jacobian = jax.jit(scoring.with_jacobian(score))(params, key, latents)
+
+        @jax.jit
+        def alone(key, latent):
+            row = lambda x: score.values(params, key[None], x[None])[0]  # noqa: E731
+            return row(latent), jax.jacrev(row)(latent)
+
+        for i, sample_key in enumerate(jax.random.split(key, 6)):
+            expected, rows = alone(sample_key, latents[i])
+            np.testing.assert_allclose([objective[i], *values[i]], expected, rtol=1e-9)
+            np.testing.assert_allclose(jacobian[i], rows, rtol=1e-9)
+
+
+def test_jacobian_agrees_with_finite_differences():
+    with jax.enable_x64(True):
+        config = make_config()
+        params, latents, key = make_params(config), normal(7, 3, LATENT), jax.random.key(8)
+        score = jax.jit(scoring.make_score(config, GENERATOR, ENCODER))
+        jacobian = jax.jit(scoring.with_jacobian(score))(params, key, latents)[2]
+        assert jacobian.dtype == jnp.float64
+        for axis in range(LATENT):
+            step = 1e-6 * jnp.eye(LATENT)[axis]
+            after, before = (score(params, key, latents + s) for s in (step, -step))
+            numeric = np.c_[after[0] - before[0], after[1] - before[1]] / 2e-6
+            np.testing.assert_allclose(jacobian[:, :, axis], numeric, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4])
+def test_chunks_change_nothing(chunk_size):
+    with jax.enable_x64(True):
+        config = make_config()
+        params, latents, key = make_params(config), normal(7, 10, LATENT), jax.random.key(8)
+        whole = scoring.make_score(config, GENERATOR, ENCODER)
+        chunked = dataclasses.replace(whole, chunk_size=chunk_size)
+        for function in (lambda score: score, scoring.with_jacobian):
+            expected = jax.jit(function(whole))(params, key, latents)
+            actual = jax.jit(function(chunked))(params, key, latents)
+            for a, b in zip(actual, expected, strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-9)
+
+
+def test_chunks_are_no_larger_than_asked_and_compiled_once():
+    sizes = []
+
+    def function(x):
+        sizes.append(len(x))
+        return x + 1
+
+    np.testing.assert_array_equal(scoring.in_chunks(function, 4)(jnp.arange(9)), np.arange(9) + 1)
+    assert sizes == [3]
+
+
+def test_weights_are_arguments_of_the_jitted_score():
+    config = make_config(chunk_size=2)
+    params, latents = make_params(config), normal(7, 4, LATENT)
+    score = scoring.make_score(config, GENERATOR, ENCODER)
+    for function in (score, scoring.with_jacobian(score)):
+        jaxpr = jax.make_jaxpr(function)(params, jax.random.key(0), latents)
+        assert max([np.size(constant) for constant in jaxpr.consts], default=0) < 100
+
+
+def measure_of(function):
+    return make_config(MeasureConfig(name="m", function=function))
+
+
+@pytest.fixture
+def module(monkeypatch):
+    module = types.ModuleType("my_measures")
+    module.redness = lambda images: images[..., 0].mean((1, 2))
+    module.flat = lambda images: images.mean()
+    monkeypatch.setitem(sys.modules, "my_measures", module)
+
+
+@pytest.mark.usefixtures("module")
+def test_a_measure_can_be_imported():
+    config = measure_of("my_measures:redness")
+    params, latents = make_params(config), normal(7, 4, LATENT)
+    score = jax.jit(scoring.make_score(config, GENERATOR, ENCODER))
+    images = render(params["generator"], latents)
+    np.testing.assert_allclose(
+        score(params, jax.random.key(0), latents)[1][:, 0], images[..., 0].mean((1, 2)), rtol=1e-6
+    )
+
+
+@pytest.mark.usefixtures("module")
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("brightnes", "did you mean 'brightness'"),
+        ("my_measures:rednes", "did you mean 'redness'"),
+        ("no_such_package:f", "No module named 'no_such_package'"),
+        (":f", "cannot be imported"),
+        ("my_measures:flat", r"gives the shape \(\)"),
+    ],
+)
+def test_a_wrong_function_is_a_config_error(function, message):
+    with pytest.raises(ConfigError, match=message):
+        scoring.make_score(measure_of(function), GENERATOR, ENCODER)
