@@ -1,28 +1,44 @@
 """What a run is: frozen dataclasses, read from TOML, changed on the command line."""
 
 import dataclasses
-import difflib
+import functools
 import math
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 import pydantic
 import tomli_w
 from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
 
-from qdgs_jax.errors import ConfigError
+from qdgs_jax.errors import ConfigError, did_you_mean
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[float, float]
 
-_strict = ConfigDict(extra="forbid")
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, config=_strict)
+@dataclass_transform(frozen_default=True)
+def _checked(cls: type[T]) -> type[T]:
+    """A frozen dataclass whose values are validated, with ConfigError as the one exception."""
+    made: Any = pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(extra="forbid"))(cls)
+    construct = made.__init__
+
+    @functools.wraps(construct)
+    def checked_construct(self: Any, *args: Any, **values: Any) -> None:
+        try:
+            construct(self, *args, **values)
+        except pydantic.ValidationError as error:
+            raise ConfigError(f"{cls.__name__}: {_explain(error)}.") from None
+
+    made.__init__ = checked_construct
+    return made
+
+
+@_checked
 class GeneratorConfig:
     """The frozen generator that is sampled."""
 
@@ -30,7 +46,7 @@ class GeneratorConfig:
     """Name of a built-in generator, or path of a checkpoint (file or folder)."""
 
 
-@dataclass(frozen=True, config=_strict)
+@_checked
 class EncoderConfig:
     """The frozen image-text encoder that scores."""
 
@@ -40,7 +56,7 @@ class EncoderConfig:
     """Precision of its matrix products: float32, what the device prefers, or bfloat16."""
 
 
-@dataclass(frozen=True, config=_strict)
+@_checked
 class ObjectiveConfig:
     """Quality in words. Several texts in one prompt are separated by `|`."""
 
@@ -50,7 +66,7 @@ class ObjectiveConfig:
     """What a bad image shows."""
 
 
-@dataclass(frozen=True, config=_strict)
+@_checked
 class MeasureConfig:
     """One axis of the archive: a pair of prompts, or a plain function of the image."""
 
@@ -78,7 +94,7 @@ class MeasureConfig:
             raise ValueError(f"measure '{self.name}': `range` must be [low, high] with low < high")
 
 
-@dataclass(frozen=True, config=_strict)
+@_checked
 class SearchConfig:
     """The quality-diversity search; defaults are the paper's, but for many emitters at once."""
 
@@ -102,7 +118,7 @@ class SearchConfig:
     """Latents rendered and embedded at once; bounds memory."""
 
 
-@dataclass(frozen=True, config=_strict)
+@_checked
 class RunConfig:
     """How often a run reports and saves itself."""
 
@@ -112,7 +128,7 @@ class RunConfig:
     """Generations between two checkpoints; a multiple of `log_every`."""
 
 
-@dataclass(frozen=True, config=_strict)
+@_checked
 class BinConfig:
     """A named region of the measures, exported as (part of) one class."""
 
@@ -123,7 +139,7 @@ class BinConfig:
     """Measure name -> [low, high): the region."""
 
 
-@dataclass(frozen=True, config=_strict)
+@_checked
 class ExportConfig:
     """What `qdgs export` writes."""
 
@@ -135,7 +151,7 @@ class ExportConfig:
     """Regions to fill equally; without any, samples spread evenly over all filled cells."""
 
 
-@dataclass(frozen=True, config=_strict)
+@_checked
 class Config:
     """Everything that decides a run: same config, same device, same archive."""
 
@@ -161,7 +177,7 @@ class Config:
                 if name not in names:
                     raise ValueError(
                         f"bin '{bin.name}' names the measure '{name}', which is not one of "
-                        f"{', '.join(names)}{_suggestion(name, names)}"
+                        f"{', '.join(names)}{did_you_mean(name, names)}"
                     )
         if self.search.generations % self.run.log_every:
             raise ValueError(
@@ -205,7 +221,9 @@ def parse_config(values: dict[str, Any], *, source: str) -> Config:
 
 def save_config(path: Path, config: Config) -> None:
     """Writes a config as TOML; `load_config` gives it back."""
-    path.write_text(tomli_w.dumps(dataclasses.asdict(config)))
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(tomli_w.dumps(dataclasses.asdict(config)))
+    partial.replace(path)
 
 
 def _require_text(where: str, key: str, prompt: str) -> None:
@@ -213,22 +231,18 @@ def _require_text(where: str, key: str, prompt: str) -> None:
         raise ValueError(f"the {key} prompt of {where} is empty: describe it in words")
 
 
-def _suggestion(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""
-
-
 def _explain(error: pydantic.ValidationError) -> str:
-    """The first problem of a validation in words."""
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"] if not str(part).startswith("tuple["))
-    if first["type"] == "value_error":
-        return str(first["ctx"]["error"])
-    if first["type"] == "unexpected_keyword_argument":
-        return f"unknown key '{where}'{_suggestion(where.split('.')[-1], _known_keys())}"
-    if first["type"] in ("missing", "missing_argument"):
+    """The first problem of a validation in words; an unknown key explains a missing one."""
+    unknown = "unexpected_keyword_argument"
+    problem = min(error.errors(include_url=False), key=lambda found: found["type"] != unknown)
+    where = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("tuple["))
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    if problem["type"] == unknown:
+        return f"unknown key '{where}'{did_you_mean(where.split('.')[-1], _known_keys())}"
+    if problem["type"].startswith("missing"):
         return f"the key '{where}' is missing"
-    return f"'{where}' {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
+    return f"'{where}' {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}"
 
 
 def _known_keys() -> list[str]:

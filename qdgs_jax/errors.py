@@ -1,5 +1,8 @@
 """Errors that a user can mend: one clear sentence, the remedy last."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class QDGSError(Exception):
     """Something failed for a reason the message explains; exit status 1."""
@@ -11,3 +14,9 @@ class ConfigError(QDGSError):
 
 class CheckpointError(QDGSError):
     """A file of weights is unreadable, unsafe or not what it was said to be."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The known name that resembles `name` most, as a parenthesis to append; empty if none does."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""

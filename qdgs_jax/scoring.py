@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from qdgs_jax.config import Config, MeasureConfig, _suggestion
+from qdgs_jax.config import Config, MeasureConfig
 from qdgs_jax.encoders import Encoder
-from qdgs_jax.errors import ConfigError
+from qdgs_jax.errors import ConfigError, did_you_mean
 from qdgs_jax.generators import Generator
 from qdgs_jax.prompts import PromptPair
 from qdgs_jax.typing import Array, Embeddings, Images, Key, Latents, Measures, Objective, Params
@@ -236,7 +236,7 @@ def _import(measure: MeasureConfig) -> ImageMeasure:
     if not colon:
         raise ConfigError(
             f"{subject} is none of {', '.join(IMAGE_MEASURES)}"
-            f"{_suggestion(measure.function, list(IMAGE_MEASURES))}: name one of them, "
+            f"{did_you_mean(measure.function, list(IMAGE_MEASURES))}: name one of them, "
             "or write 'package.module:function'."
         )
     try:
@@ -250,6 +250,6 @@ def _import(measure: MeasureConfig) -> ImageMeasure:
         known = [key for key, value in vars(module).items() if callable(value)]
         raise ConfigError(
             f"{subject} does not exist in the module {module_name}"
-            f"{_suggestion(name, known)}: mend the name."
+            f"{did_you_mean(name, known)}: mend the name."
         )
     return function

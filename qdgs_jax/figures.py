@@ -1,0 +1,126 @@
+"""Pictures of a run: the archive, its growth, and what its elites look like."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from qdgs_jax.config import MeasureConfig
+
+
+def draw_heatmap(
+    path: Path, measures: Sequence[MeasureConfig], index: np.ndarray, objective: np.ndarray
+) -> None:
+    """Objective of the elites over the first two measures, the best along any others.
+
+    Args:
+        index: [n] cells of the elites.
+        objective: [n] their objectives.
+    """
+    shape = _plane_shape(measures)
+    grid = np.full(shape, -np.inf)
+    np.maximum.at(grid, _plane_index(measures, index), objective)
+    figure = Figure(figsize=(6, 4.8 if shape[1] > 1 else 2), layout="constrained")
+    axes = figure.subplots()
+    mesh = axes.pcolormesh(*_plane_edges(measures), np.ma.masked_invalid(grid).T, cmap="viridis")
+    figure.colorbar(mesh, label="objective")
+    axes.set_title(f"{len(index)} elites in {math.prod(m.cells for m in measures)} cells")
+    _label(axes, measures)
+    _save(figure, path)
+
+
+def draw_curves(path: Path, rows: Sequence[dict[str, float]]) -> None:
+    """QD score, coverage and objective over evaluations, from the rows of metrics.csv."""
+    evaluations = [row["evaluations"] for row in rows]
+    figure = Figure(figsize=(9, 2.8), layout="constrained")
+    panels = (["qd_score"], ["coverage"], ["best_objective", "mean_objective"])
+    for axes, names in zip(figure.subplots(1, 3), panels, strict=True):
+        for name in names:
+            axes.plot(evaluations, [row[name] for row in rows], label=name.replace("_", " "))
+        axes.set_xlabel("evaluations")
+        axes.legend(loc="lower right")
+        axes.ticklabel_format(axis="both", style="sci", scilimits=(-2, 4))
+    _save(figure, path)
+
+
+def choose_tiles(
+    measures: Sequence[MeasureConfig], index: np.ndarray, objective: np.ndarray, across: int = 12
+) -> dict[tuple[int, int], int]:
+    """The best elite of each block of cells: (column, row) -> row of the archive."""
+    shape = _plane_shape(measures)
+    blocks = [np.minimum(across, cells) for cells in shape]
+    columns, rows = (
+        position * block // cells
+        for position, block, cells in zip(_plane_index(measures, index), blocks, shape, strict=True)
+    )
+    tiles: dict[tuple[int, int], int] = {}
+    for elite in np.argsort(objective, kind="stable"):  # the best comes last and stays
+        tiles[int(columns[elite]), int(rows[elite])] = int(elite)
+    return tiles
+
+
+def draw_contact_sheet(
+    path: Path,
+    measures: Sequence[MeasureConfig],
+    tiles: Sequence[tuple[int, int]],
+    images: np.ndarray,
+    across: int = 12,
+) -> None:
+    """Elites laid out over the first two measures.
+
+    Args:
+        tiles: (column, row) of each image, as `choose_tiles` counts them.
+        images: [n, H, W, 3] in [0, 1].
+    """
+    columns, rows = (min(across, cells) for cells in _plane_shape(measures))
+    height, width = images.shape[1:3]
+    sheet = np.full((rows * height, columns * width, 3), 0.92, np.float32)
+    for (column, row), image in zip(tiles, images, strict=True):
+        top = (rows - 1 - row) * height  # the second measure points upwards
+        sheet[top : top + height, column * width : (column + 1) * width] = image
+    x, y = _plane_edges(measures)
+    figure = Figure(figsize=(8, 8 * rows / columns + 0.5), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(
+        sheet, extent=(x[0], x[-1], y[0], y[-1]), aspect="auto", interpolation="antialiased"
+    )
+    _label(axes, measures)
+    _save(figure, path)
+
+
+def _plane_shape(measures: Sequence[MeasureConfig]) -> tuple[int, int]:
+    return measures[0].cells, measures[1].cells if len(measures) > 1 else 1
+
+
+def _plane_index(
+    measures: Sequence[MeasureConfig], index: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cells along the first two measures."""
+    axes = np.unravel_index(index, [measure.cells for measure in measures])
+    return axes[0], axes[1] if len(measures) > 1 else np.zeros_like(axes[0])
+
+
+def _plane_edges(measures: Sequence[MeasureConfig]) -> tuple[np.ndarray, np.ndarray]:
+    edges = [np.linspace(*measure.range, measure.cells + 1) for measure in measures[:2]]
+    return edges[0], edges[1] if len(measures) > 1 else np.array([0.0, 1.0])
+
+
+def _label(axes, measures: Sequence[MeasureConfig]) -> None:  # type: ignore[no-untyped-def]
+    def meaning(measure: MeasureConfig) -> str:
+        if measure.function:
+            return measure.name
+        return f"{measure.name}:  {measure.low}  ←→  {measure.high}"
+
+    axes.set_xlabel(meaning(measures[0]))
+    if len(measures) > 1:
+        axes.set_ylabel(meaning(measures[1]))
+    else:
+        axes.set_yticks([])
+
+
+def _save(figure: Figure, path: Path) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    figure.savefig(partial, dpi=110, format="png", metadata={"Software": None})
+    partial.replace(path)
