@@ -1,0 +1,95 @@
+"""Configs: what is written is read back, and what is wrong is told in one sentence."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qdgs_jax.config import SearchConfig, load_config, parse_config, save_config
+from qdgs_jax.errors import ConfigError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+MINIMAL: dict[str, Any] = {
+    "objective": {"positive": "a square", "negative": "splatters"},
+    "measures": [{"name": "colour", "low": "red", "high": "blue"}],
+}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+def test_shipped_configs_load(path: Path) -> None:
+    assert load_config(path).measures
+
+
+def test_saved_config_is_read_back(tmp_path: Path) -> None:
+    config = load_config(CONFIGS / "shapes.toml")
+    assert config.export.bins  # infinities and tables inside tables survive, too
+    save_config(tmp_path / "config.toml", config)
+    assert load_config(tmp_path / "config.toml") == config
+    assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"sed": 1}, "unknown key 'sed' (did you mean 'seed'?)"),
+        ({"search": {"generatons": 1}}, "unknown key 'search.generatons' (did you mean 'generatio"),
+        ({"objective": {"positive": "a"}}, "the key 'objective.negative' is missing"),
+        (
+            {"objective": {"positive": "a", "negative": " "}},
+            "the negative prompt of objective is e",
+        ),
+        ({"objective": {"positive": "a|", "negative": "b"}}, "the positive prompt of objective is"),
+        ({"measures": []}, "no measures: add at least one"),
+        ({"measures": [{"name": "c", "low": "x"}]}, "the high prompt of measure 'c' is empty"),
+        ({"measures": [{"name": "c"}]}, "needs either both prompts"),
+        ({"measures": MINIMAL["measures"] * 2}, "measures need distinct names"),
+        (
+            {"measures": [{"name": "c", "low": "x", "high": "y", "range": [1, -1]}]},
+            "`range` must be [low, high]",
+        ),
+        (
+            {"export": {"bins": [{"name": "b", "label": "b", "where": {"color": [0, 1]}}]}},
+            "bin 'b' names the measure 'color', which is not one of colour (did you mean 'colour'?)",
+        ),
+        ({"search": {"emitters": 0}}, "'search.emitters' input should be greater than or equal to"),
+        ({"search": {"sigma0": "wide"}}, "'search.sigma0' input should be a valid number"),
+        ({"search": {"generations": 15}}, "must be a multiple of run.log_every (10)"),
+    ],
+)
+def test_mistakes_are_told_in_one_sentence(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(MINIMAL | change, source="test.toml")
+    message = str(caught.value)
+    assert message.startswith("Config test.toml: ")
+    assert sentence in message
+    assert "\n" not in message
+    assert message.endswith(".")
+
+
+def test_mistakes_in_code_are_config_errors_as_well() -> None:
+    with pytest.raises(ConfigError, match="SearchConfig: 'batch_size'"):
+        SearchConfig(batch_size=1)
+    config = parse_config(MINIMAL, source="test")
+    with pytest.raises(ConfigError, match="'seed'"):
+        dataclasses.replace(config, seed=-1)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [(b"seed = ", "not valid TOML"), (b"\xff", "not valid TOML"), (None, "Cannot read the config")],
+)
+def test_unreadable_files(tmp_path: Path, content: bytes | None, sentence: str) -> None:
+    path = tmp_path / "config.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=sentence):
+        load_config(path)
+
+
+def test_defaults_are_the_papers() -> None:
+    search = SearchConfig()
+    assert (search.sigma0, search.step_size, search.learning_rate) == (0.5, 0.5, 0.02)
+    assert search.threshold_min == 0
+    assert search.initial_samples == 512
