@@ -1,0 +1,129 @@
+"""The README.md of a dataset: what it is, how it was made, and what it is not."""
+
+from collections.abc import Iterator
+from typing import Any
+
+FREE_GENERATORS = ("shapes-vae",)
+"""Built-in generators, whose images anybody may use for anything."""
+
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+
+CARD = """\
+---
+license: {license}
+task_categories:
+- image-classification
+tags:
+- synthetic
+size_categories:
+- {size}
+---
+
+# {got} synthetic images of {generator}
+
+Every image was made by a generative model; none is a photograph or a drawing of anything real.
+Each PNG says so itself (XMP `DigitalSourceType`: `trainedAlgorithmicMedia`).
+
+* method: {method}, seed {seed}
+* generator: {generator} (SHA-256 `{generator_sha256}`)
+* encoder: {encoder} (SHA-256 `{encoder_sha256}`), precision `{precision}`
+* made by: {made_by}
+
+## Balance
+
+Asked for {asked} images, got {got}.{shortfall}
+
+| bin | class | asked | got | different latents |
+|---|---|---:|---:|---:|
+{bins}
+
+{left_out}
+
+## Columns
+
+`metadata.jsonl` has one record an image. `label` is the position of `label_name` among the sorted
+class folders, `latent_row` is {latent_row}.
+
+{measures}
+* `objective`: 100 - 50 (d(image, "{positive}") - d(image, "{negative}")); higher is better
+
+d is the angle, in radians, between the encoder's embeddings of an image and of a text; of several
+texts, separated by `|`, the sum.
+
+## What it is not
+
+* Measures and labels are the encoder's reading of the images, not annotations: they carry its
+  stereotypes and its mistakes. Nobody has looked at the images.
+* Balanced means balanced under this encoder in this grid. Nothing follows for traits that were not
+  measured, nor for how people would sort the images.
+* Quality and variety end where the generator's do, and its training data may show through.
+* Where images show people: they depict nobody, yet may resemble somebody of the training data. The
+  set is not meant for developing or judging the recognition of faces.
+"""
+
+
+def card(header: dict[str, Any], balance: dict[str, Any]) -> str:
+    """Fills the card.
+
+    Args:
+        header: the manifest but for its files.
+        balance: what balance.json holds.
+    """
+    config, generator, encoder = header["config"], header["generator"], header["encoder"]
+    free = config["generator"]["model"] in FREE_GENERATORS
+    empty = ", ".join(balance["empty_bins"])
+    steered = header.get("archive_sha256") is not None
+    return CARD.format(
+        license="cc0-1.0" if free else "other\nlicense_name: that-of-the-generator",
+        size=next((name for end, name in SIZES if balance["got"] < end), "1M<n<10M"),
+        generator=generator["name"],
+        generator_sha256=generator["sha256"],
+        encoder=encoder["name"],
+        encoder_sha256=encoder["sha256"],
+        precision=header["precision"],
+        method=header["method"],
+        seed=header["seed"],
+        made_by=header["made_by"],
+        asked=balance["asked"],
+        got=balance["got"],
+        shortfall=f" Nothing was found for these bins: {empty}." if empty else "",
+        bins="\n".join(_bins(balance)),
+        left_out=_left_out(balance) if steered else _unlabelled(balance),
+        latent_row=(
+            "the row of the archive (`archive.safetensors`, SHA-256 "
+            f"`{header['archive_sha256']}`) that was rendered"
+            if steered
+            else "the number of the random latent"
+        ),
+        measures="\n".join(_measures(config)),
+        positive=config["objective"]["positive"],
+        negative=config["objective"]["negative"],
+    )
+
+
+def _bins(balance: dict[str, Any]) -> Iterator[str]:
+    for bin in balance["bins"]:
+        asked = "-" if bin["asked"] is None else bin["asked"]
+        yield f"| {bin['name']} | {bin['label']} | {asked} | {bin['got']} | {bin['distinct']} |"
+
+
+def _left_out(balance: dict[str, Any]) -> str:
+    return (
+        f"Of {balance['available']} elites, {balance['below_min_objective']} were left out for "
+        f"their objective and {balance['outside_bins']} because no bin holds them."
+    )
+
+
+def _unlabelled(balance: dict[str, Any]) -> str:
+    return f"{balance['outside_bins']} images lie in no bin."
+
+
+def _measures(config: dict[str, Any]) -> Iterator[str]:
+    for measure in config["measures"]:
+        name, function = measure["name"], measure["function"]
+        if function:
+            yield f"* `measure_{name}`: the function `{function}` of the image"
+        else:
+            low, high = measure["low"], measure["high"]
+            difference = f'd(image, "{low}") - d(image, "{high}")'
+            yield f"* `measure_{name}`: {difference}; negative is closer to the first"
