@@ -269,9 +269,13 @@ def _claim_folder(out: Path, problem: Problem) -> None:
 
 
 def _first_difference(old: Any, new: Any, where: str = "") -> str:
-    """The first value in which two nested configs differ, in words; empty if none."""
+    """The first value in which two nested configs differ, in words; empty if none.
+
+    Plain values come before tables: another seed is the reason, the ranges it leads to are not.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         items = [(f"{where}.{key}".lstrip("."), old.get(key), new.get(key)) for key in old | new]
+        items.sort(key=lambda item: isinstance(item[1], dict | list | tuple))
     elif isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
         items = [(f"{where}.{i}", *pair) for i, pair in enumerate(zip(old, new, strict=True))]
     else:
@@ -345,7 +349,10 @@ def _restore(checkpoints: ocp.CheckpointManager, generation: int, like: SearchSt
 
 def _read_metrics(out: Path) -> list[Row]:
     with open(out / "metrics.csv", newline="") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        return [
+            {name: int(text) if text.isdigit() else float(text) for name, text in row.items()}
+            for row in csv.DictReader(file)
+        ]
 
 
 @contextlib.contextmanager

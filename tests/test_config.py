@@ -51,7 +51,7 @@ def test_saved_config_is_read_back(tmp_path: Path) -> None:
         ),
         (
             {"export": {"bins": [{"name": "b", "label": "b", "where": {"color": [0, 1]}}]}},
-            "bin 'b' names the measure 'color', which is not one of colour (did you mean 'colour'?)",
+            "the measure 'color', which is not one of colour (did you mean 'colour'?)",
         ),
         ({"search": {"emitters": 0}}, "'search.emitters' input should be greater than or equal to"),
         ({"search": {"sigma0": "wide"}}, "'search.sigma0' input should be a valid number"),
