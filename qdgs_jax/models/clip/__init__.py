@@ -1,4 +1,18 @@
-"""CLIP in JAX."""
+"""CLIP in JAX: images and texts in one space of embeddings.
+
+    from qdgs_jax.models import clip
+
+    config, params = clip.load("openai/clip-vit-base-patch32")  # or a folder, or a file
+    pixel_values = (images - jnp.array(config.pixel_mean)) / jnp.array(config.pixel_std)
+    embeddings = clip.embed_images(config, params, pixel_values)  # [N, E], not of unit norm
+    texts = clip.embed_tokens(config, params, input_ids)  # [N, E], from the model's own tokenizer
+
+Weights are arguments: `jax.jit(functools.partial(clip.embed_images, config))` takes them, and
+`jax.grad` reaches the pixels. Files are read without PyTorch, and nothing in them is executed.
+
+CLIP's model card puts any deployed use of the model out of scope, and all use for face recognition
+and surveillance, whatever its performance; that holds for what is computed here.
+"""
 
 from qdgs_jax.models.clip.modeling import (
     CLIPConfig,
@@ -7,6 +21,15 @@ from qdgs_jax.models.clip.modeling import (
     embed_tokens,
     init,
 )
-from qdgs_jax.models.clip.params import load, save
+from qdgs_jax.models.clip.params import find_weights, load, save
 
-__all__ = ["CLIPConfig", "TowerConfig", "embed_images", "embed_tokens", "init", "load", "save"]
+__all__ = [
+    "CLIPConfig",
+    "TowerConfig",
+    "embed_images",
+    "embed_tokens",
+    "find_weights",
+    "init",
+    "load",
+    "save",
+]

@@ -1,12 +1,15 @@
-"""CLIP's weights on disk: one mapping table for each layout met in the wild."""
+"""CLIP's weights on disk and on the Hugging Face hub."""
 
 import json
 import os
-from collections.abc import Callable, Iterator
+import re
+import warnings
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,37 +18,61 @@ from safetensors.numpy import save_file
 
 from qdgs_jax.errors import CheckpointError
 from qdgs_jax.models.checkpoint import read_tensors
-from qdgs_jax.models.clip.modeling import CLIPConfig, TowerConfig, init
+from qdgs_jax.models.clip.configs import from_hugging_face, from_openai, to_hugging_face
+from qdgs_jax.models.clip.layouts import IGNORED, Row, hugging_face, openai, write
+from qdgs_jax.models.clip.modeling import CLIPConfig, init
 from qdgs_jax.typing import Params
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin", "flax_model.msgpack")
-"""Names of a folder's weights in Hugging Face's layout, best first."""
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "flax_model.msgpack")
+_OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+_BESIDE = ("*.json", "merges.txt")  # configs and tokenizer
+_TOLD = 20  # problems spelled out in one message
 
 
-Transform: TypeAlias = Callable[[np.ndarray], np.ndarray]
+def load(path_or_hub_id: str | Path) -> tuple[CLIPConfig, Params]:
+    """Load a CLIP: a folder, a single file, or a model of the Hugging Face hub.
 
-
-class Row(NamedTuple):
-    """Where one weight comes from, where it goes, and how it is turned on the way."""
-
-    source: str
-    target: str
-    read: Transform
-
-
-def load(path: str | Path) -> tuple[CLIPConfig, Params]:
-    """Load a CLIP from a folder in Hugging Face's layout.
+    A folder in Hugging Face's layout holds config.json and one of model.safetensors,
+    pytorch_model.bin, flax_model.msgpack; one in open_clip's holds open_clip_config.json and
+    open_clip_model.safetensors or open_clip_pytorch_model.bin. A single file has such configs
+    beside it, or is one of OpenAI's: its config is then inferred, with OpenAI's activation.
 
     Returns:
         The config, and the weights as float32.
 
     Raises:
-        CheckpointError: The weights do not fit the config, key by key.
+        CheckpointError: Nothing is there, or it is no CLIP, or config and weights disagree.
     """
-    folder = Path(path)
-    config = _from_hugging_face(*_read_configs(folder))
-    weights = folder / WEIGHTS[0]
-    return config, _fill(config, hugging_face(config), read_tensors(weights), weights)
+    path = find_weights(path_or_hub_id)
+    tensors = read_tensors(path)
+    try:
+        if "visual.conv1.weight" in tensors:
+            config = _openai_config(path, tensors)
+            return config, _fill(config, openai(config), tensors, path)
+        config = from_hugging_face(
+            _read_json(path.parent / "config.json"),
+            _read_json(path.parent / "preprocessor_config.json", optional=True) or {},
+        )
+        table = hugging_face(config, flax="visual_projection.kernel" in tensors)
+        return config, _fill(config, table, tensors, path)
+    except (AttributeError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(
+            f"{path} is no CLIP known here, {reason}: take one with a vision transformer in the "
+            "layout of Hugging Face, OpenAI or open_clip"
+        ) from error
+
+
+def find_weights(path_or_hub_id: str | Path) -> Path:
+    """The file that `load` reads; configs and, from the hub, the tokenizer lie beside it.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    path = Path(path_or_hub_id)
+    if path.is_file():
+        return path
+    return _choose(path if path.is_dir() else _download(str(path_or_hub_id)))
 
 
 def save(folder: str | Path, config: CLIPConfig, params: Params) -> None:
@@ -57,183 +84,130 @@ def save(folder: str | Path, config: CLIPConfig, params: Params) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     leaves = traverse_util.flatten_dict(params, sep="/")
     tensors = {
-        row.source: _WRITE[row.read](np.asarray(leaves[row.target])).copy()
+        row.source: write(row, np.asarray(leaves[row.target], np.float32))
         for row in hugging_face(config)
     }
-    model, preprocessor = _to_hugging_face(config)
+    model, preprocessor = to_hugging_face(config)
     _write_json(folder / "config.json", model)
     _write_json(folder / "preprocessor_config.json", preprocessor)
     temporary = folder / ".model.safetensors"
     save_file(tensors, temporary, metadata={"format": "pt"})
-    os.replace(temporary, folder / WEIGHTS[0])
-
-
-def hugging_face(config: CLIPConfig, *, flax: bool = False) -> Iterator[Row]:
-    """The table of Hugging Face's layout: of its PyTorch files, or of its Flax files."""
-    kernel, turn, patches = ("kernel", _same, _from_hwio) if flax else ("weight", _turn, _from_oihw)
-    scale, table = ("scale", "embedding") if flax else ("weight", "weight")
-
-    def dense(source: str, target: str) -> Iterator[Row]:
-        yield Row(f"{source}.{kernel}", f"{target}/kernel", turn)
-        yield Row(f"{source}.bias", f"{target}/bias", _same)
-
-    def norm(source: str, target: str) -> Iterator[Row]:
-        yield Row(f"{source}.{scale}", f"{target}/scale", _same)
-        yield Row(f"{source}.bias", f"{target}/bias", _same)
-
-    def blocks(tower: str, layers: int) -> Iterator[Row]:
-        for i in range(layers):
-            source, target = f"{tower}_model.encoder.layers.{i}", f"{tower}/block{i}"
-            yield from norm(f"{source}.layer_norm1", f"{target}/norm1")
-            yield from norm(f"{source}.layer_norm2", f"{target}/norm2")
-            yield from dense(f"{source}.self_attn.q_proj", f"{target}/attention/query")
-            yield from dense(f"{source}.self_attn.k_proj", f"{target}/attention/key")
-            yield from dense(f"{source}.self_attn.v_proj", f"{target}/attention/value")
-            yield from dense(f"{source}.self_attn.out_proj", f"{target}/attention/out")
-            yield from dense(f"{source}.mlp.fc1", f"{target}/up")
-            yield from dense(f"{source}.mlp.fc2", f"{target}/down")
-
-    vision, text = "vision_model.embeddings", "text_model.embeddings"
-    yield Row("logit_scale", "logit_scale", _same)
-    yield Row(f"{vision}.class_embedding", "vision/class_embedding", _same)
-    yield Row(f"{vision}.patch_embedding.{kernel}", "vision/patch_embedding/kernel", patches)
-    yield Row(f"{vision}.position_embedding.{table}", "vision/position_embedding", _same)
-    yield from norm("vision_model.pre_layrnorm", "vision/norm_pre")
-    yield from blocks("vision", config.vision.layers)
-    yield from norm("vision_model.post_layernorm", "vision/norm_post")
-    yield Row(f"visual_projection.{kernel}", "vision/projection/kernel", turn)
-    yield Row(f"{text}.token_embedding.{table}", "text/token_embedding/embedding", _same)
-    yield Row(f"{text}.position_embedding.{table}", "text/position_embedding", _same)
-    yield from blocks("text", config.text.layers)
-    yield from norm("text_model.final_layer_norm", "text/norm_post")
-    yield Row(f"text_projection.{kernel}", "text/projection/kernel", turn)
+    os.replace(temporary, folder / "model.safetensors")
 
 
 def _fill(
-    config: CLIPConfig, table: Iterator[Row], tensors: dict[str, np.ndarray], path: Path
+    config: CLIPConfig, table: Iterable[Row], tensors: dict[str, np.ndarray], path: Path
 ) -> Params:
     """Every leaf from exactly one row, every tensor used; all that fails is told at once."""
-    expected = traverse_util.flatten_dict(
-        jax.eval_shape(partial(init, config), jax.random.key(0)), sep="/"
-    )
-    leaves, problems, unused = {}, [], set(tensors)
+    if config.vision.layers + config.text.layers > len(tensors):
+        raise ValueError("its config names more layers than it has tensors")
+    tree = jax.eval_shape(partial(init, config), jax.random.key(0))
+    shapes = {
+        target: leaf.shape for target, leaf in traverse_util.flatten_dict(tree, sep="/").items()
+    }
+    unused = {key for key in tensors if key.rsplit(".", 1)[-1] not in IGNORED}
+    leaves: dict[str, Any] = {}
+    problems: list[str] = []
     for row in table:
         unused.discard(row.source)
         if row.source not in tensors:
             problems.append(f"{row.source} is missing")
             continue
-        leaf, shape = row.read(tensors[row.source]), expected[row.target].shape
-        if leaf.shape != shape:
-            problems.append(f"{row.source} gives {leaf.shape} where {shape} is needed")
-        leaves[row.target] = jnp.asarray(leaf, jnp.float32)
-    problems += [f"{key} is unknown" for key in sorted(unused)]
+        tensor = tensors[row.source]
+        leaf = _read(row, tensor)
+        if leaf is None or leaf.shape != shapes[row.target]:
+            problems.append(
+                f"{row.source} of shape {tensor.shape} gives no {row.target} of shape "
+                f"{shapes[row.target]}"
+            )
+        else:
+            leaves[row.target] = jnp.asarray(leaf, jnp.float32)
+    problems = [*dict.fromkeys(problems), *(f"{key} is unknown" for key in sorted(unused))]
     if problems:
-        raise CheckpointError(f"{path}: {'; '.join(problems)}")
+        told = "; ".join(problems[:_TOLD])
+        more = f"; and {len(problems) - _TOLD} more" if len(problems) > _TOLD else ""
+        raise CheckpointError(
+            f"{path} does not fit its config: {told}{more}: take weights and config from one source"
+        )
+    assert leaves.keys() == shapes.keys(), "the table has a row for every leaf"
     return traverse_util.unflatten_dict(leaves, sep="/")
 
 
-def _from_hugging_face(model: dict[str, Any], preprocessor: dict[str, Any]) -> CLIPConfig:
-    def tower(values: dict[str, Any], default: TowerConfig) -> TowerConfig:
-        return TowerConfig(
-            width=values.get("hidden_size", default.width),
-            layers=values.get("num_hidden_layers", default.layers),
-            heads=values.get("num_attention_heads", default.heads),
-            mlp_width=values.get("intermediate_size", default.mlp_width),
-            hidden_act=values.get("hidden_act", default.hidden_act),
-            layer_norm_eps=values.get("layer_norm_eps", default.layer_norm_eps),
+def _read(row: Row, tensor: np.ndarray) -> np.ndarray | None:
+    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        return None
+    try:
+        return row.read(tensor)
+    except (IndexError, ValueError):  # a wrong number of axes
+        return None
+
+
+def _openai_config(path: Path, tensors: dict[str, np.ndarray]) -> CLIPConfig:
+    open_clip = _read_json(path.parent / "open_clip_config.json", optional=True)
+    if open_clip is None and (path.suffix == ".safetensors" or path.name.startswith("open_clip")):
+        warnings.warn(
+            f"{path} is taken for weights of OpenAI's, activation quick_gelu: if open_clip trained "
+            "them, put its open_clip_config.json beside them",
+            stacklevel=3,
         )
+    return from_openai(tensors, open_clip)
 
-    default = CLIPConfig()
-    vision, text = model.get("vision_config") or {}, model.get("text_config") or {}
-    return CLIPConfig(
-        vision=tower(vision, default.vision),
-        text=tower(text, default.text),
-        embedding_size=model.get("projection_dim", default.embedding_size),
-        image_size=vision.get("image_size", default.image_size),
-        patch_size=vision.get("patch_size", default.patch_size),
-        context_length=text.get("max_position_embeddings", default.context_length),
-        vocabulary_size=text.get("vocab_size", default.vocabulary_size),
-        eos_token_id=text.get("eos_token_id", 49407),  # what transformers fills in
-        pixel_mean=tuple(preprocessor.get("image_mean", default.pixel_mean)),
-        pixel_std=tuple(preprocessor.get("image_std", default.pixel_std)),
+
+def _choose(folder: Path) -> Path:
+    """The file of weights in a folder, the best first."""
+    for name in _candidates(folder):
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(
+        f"{folder} holds no CLIP: it needs config.json and one of {', '.join(_WEIGHTS)}, "
+        f"or open_clip_config.json and one of {', '.join(_OPEN_CLIP_WEIGHTS)}"
     )
 
 
-def _to_hugging_face(config: CLIPConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    def tower(values: TowerConfig) -> dict[str, Any]:
-        return {
-            "hidden_size": values.width,
-            "num_hidden_layers": values.layers,
-            "num_attention_heads": values.heads,
-            "intermediate_size": values.mlp_width,
-            "hidden_act": values.hidden_act,
-            "layer_norm_eps": values.layer_norm_eps,
-            "projection_dim": config.embedding_size,
-        }
-
-    model = {
-        "architectures": ["CLIPModel"],
-        "model_type": "clip",
-        "projection_dim": config.embedding_size,
-        "vision_config": {
-            "model_type": "clip_vision_model",
-            "image_size": config.image_size,
-            "patch_size": config.patch_size,
-            **tower(config.vision),
-        },
-        "text_config": {
-            "model_type": "clip_text_model",
-            "max_position_embeddings": config.context_length,
-            "vocab_size": config.vocabulary_size,
-            "bos_token_id": None,
-            "eos_token_id": config.eos_token_id,
-            **tower(config.text),
-        },
-    }
-    size = config.image_size
-    preprocessor = {
-        "image_processor_type": "CLIPImageProcessor",
-        "image_mean": config.pixel_mean,
-        "image_std": config.pixel_std,
-        "size": {"shortest_edge": size},
-        "crop_size": {"height": size, "width": size},
-    }
-    return model, preprocessor
+def _candidates(folder: Path) -> tuple[str, ...]:
+    # timm's folders have a config.json and a model.safetensors of another kind beside open_clip's.
+    config = _read_json(folder / "config.json", optional=True) or {}
+    if "vision_config" in config or "text_config" in config:
+        return _WEIGHTS
+    if (folder / "open_clip_config.json").is_file():
+        return _OPEN_CLIP_WEIGHTS
+    return ()
 
 
-def _read_configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    preprocessor = folder / "preprocessor_config.json"
-    return (
-        json.loads((folder / "config.json").read_text()),
-        json.loads(preprocessor.read_text()) if preprocessor.is_file() else {},
-    )
+def _download(hub_id: str) -> Path:
+    """Configs, then one file of weights: repositories hold the same weights several times."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
+        raise CheckpointError(f"{hub_id} is neither a file, a folder nor a hub id: check the path")
+    try:
+        folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=[*_BESIDE]))
+        for name in _candidates(folder):
+            huggingface_hub.snapshot_download(hub_id, allow_patterns=[*_BESIDE, name])
+            if (folder / name).is_file():
+                break
+    except Exception as error:  # whatever network, proxy and hub come up with
+        raise CheckpointError(
+            f"{hub_id} is no path here, and the Hugging Face hub does not give it "
+            f"({type(error).__name__}): check the name, or download it where there is a "
+            "connection and pass the folder"
+        ) from error
+    return folder
+
+
+def _read_json(path: Path, *, optional: bool = False) -> Any:
+    if optional and not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing: put it beside the weights") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is no JSON: fetch it again") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds no object: fetch it again")
+    return values
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, path)
-
-
-def _same(x: np.ndarray) -> np.ndarray:
-    return x
-
-
-def _turn(x: np.ndarray) -> np.ndarray:
-    return x.T
-
-
-def _from_hwio(x: np.ndarray) -> np.ndarray:
-    return x.reshape(-1, x.shape[-1])
-
-
-def _from_oihw(x: np.ndarray) -> np.ndarray:
-    return _from_hwio(x.transpose(2, 3, 1, 0))
-
-
-def _to_oihw(x: np.ndarray) -> np.ndarray:
-    size = round((x.shape[0] / 3) ** 0.5)
-    return x.reshape(size, size, 3, -1).transpose(3, 2, 0, 1)
-
-
-_WRITE: dict[Transform, Transform] = {_same: _same, _turn: _turn, _from_oihw: _to_oihw}

@@ -1,0 +1,139 @@
+"""Pickles as data: a stack machine that knows only what weights need, and never imports.
+
+`pickle.Unpickler` with an allow-list is not enough against hostile files: claimed sizes are
+allocated before they are checked, and hashing nested tuples takes exponential time.
+"""
+
+import pickletools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+
+class UnreadableError(ValueError):
+    """Why a file is not read, as the middle of a sentence."""
+
+
+class Attributes:
+    """The inert image of an object: nothing but the state that its pickle sets."""
+
+    state: Any = None
+
+
+_CONSTANTS: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+}
+_NUMBERS = ("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT")
+_STRINGS = ("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
+_BYTES = ("BINBYTES", "SHORT_BINBYTES", "BINBYTES8")
+_LITERALS = frozenset(_NUMBERS + _STRINGS + _BYTES)
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+def unpickle(
+    data: bytes,
+    find_global: Callable[[str, str], Any],
+    find_persistent: Callable[..., Any] | None = None,
+) -> Any:
+    """Run a pickle over inert values.
+
+    Dictionaries hold only text as keys. State set on anything but `Attributes` is dropped.
+
+    Args:
+        data: One pickle, of protocol 2 to 5, and nothing behind it.
+        find_global: (module, name) -> what stands for that global, or None to refuse it. The
+            pickle may call a function found here with arguments of its choice.
+        find_persistent: What stands for a persistent id, given as arguments.
+
+    Raises:
+        UnreadableError: It asks for an unlisted global or opcode, or has a wrong end.
+        Exception: Any other, where it is malformed.
+    """
+    stack: list[Any] = []
+    below: list[list[Any]] = []  # the stacks under the open marks
+    memo: dict[int, Any] = {}
+    operations: Iterable[Any] = pickletools.genops(data)
+    for opcode, argument, position in operations:
+        match opcode.name:
+            case name if name in _LITERALS:
+                stack.append(argument)
+            case name if name in _CONSTANTS:
+                stack.append(_CONSTANTS[name]())
+            case "BINPUT" | "LONG_BINPUT":
+                memo[argument] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case "MARK":
+                below.append(stack)
+                stack = []
+            case "TUPLE":
+                items, stack = stack, below.pop()
+                stack.append(tuple(items))
+            case name if name in _TUPLES:
+                stack.append(tuple(_pop(stack, _TUPLES[name])))
+            case "APPEND" | "SETITEM" as name:
+                items = _pop(stack, 1 if name == "APPEND" else 2)
+                _add(stack[-1], items)
+            case "APPENDS" | "SETITEMS":
+                items, stack = stack, below.pop()
+                _add(stack[-1], items)
+            case "GLOBAL":
+                stack.append(_find(find_global, *argument.split(" ", 1)))
+            case "STACK_GLOBAL":
+                stack.append(_find(find_global, *_pop(stack, 2)))
+            case "REDUCE" | "NEWOBJ":
+                function, arguments = _pop(stack, 2)
+                stack.append(_call(function, arguments))
+            case "BINPERSID":
+                stack.append(_call(find_persistent, stack.pop()))
+            case "BUILD":
+                state = stack.pop()
+                if isinstance(stack[-1], Attributes):
+                    stack[-1].state = state
+            case "STOP":
+                if position + 1 != len(data) or len(stack) != 1 or below:
+                    raise UnreadableError("its pickle has a wrong end")
+                return stack[0]
+            case name if name not in ("PROTO", "FRAME"):
+                raise UnreadableError(f"its pickle uses {name}, which weights do not need")
+    raise AssertionError("genops yields STOP last or raises")
+
+
+def _pop(stack: list[Any], n: int) -> list[Any]:
+    if len(stack) < n:
+        raise UnreadableError("its pickle is malformed")
+    items = stack[-n:]
+    del stack[-n:]
+    return items
+
+
+def _add(target: Any, items: list[Any]) -> None:
+    if isinstance(target, list):
+        target.extend(items)
+    elif isinstance(target, dict):
+        if not all(type(key) is str for key in items[::2]):
+            raise UnreadableError("one of its names is no text")
+        target.update(zip(items[::2], items[1::2], strict=True))
+    else:
+        raise UnreadableError("its pickle is malformed")
+
+
+def _find(find_global: Callable[[str, str], Any], module: Any, name: Any) -> Any:
+    if type(module) is not str or type(name) is not str:
+        raise UnreadableError("its pickle is malformed")
+    found = find_global(module, name)
+    if found is None:
+        raise UnreadableError(f"it asks for {f'{module}.{name}'[:80]!r}, which weights do not need")
+    return found
+
+
+def _call(function: Any, arguments: Any) -> Any:
+    if type(arguments) is not tuple or not callable(function):
+        raise UnreadableError("its pickle is malformed")
+    return function(*arguments)
