@@ -77,12 +77,17 @@ def unpickle(
                 stack.append(tuple(items))
             case name if name in _TUPLES:
                 stack.append(tuple(_pop(stack, _TUPLES[name])))
-            case "APPEND" | "SETITEM" as name:
-                items = _pop(stack, 1 if name == "APPEND" else 2)
-                _add(stack[-1], items)
-            case "APPENDS" | "SETITEMS":
+            case "APPEND":
+                _extend(stack[-2], [stack.pop()])
+            case "APPENDS":
                 items, stack = stack, below.pop()
-                _add(stack[-1], items)
+                _extend(stack[-1], items)
+            case "SETITEM":
+                items = _pop(stack, 2)
+                _update(stack[-1], items)
+            case "SETITEMS":
+                items, stack = stack, below.pop()
+                _update(stack[-1], items)
             case "GLOBAL":
                 stack.append(_find(find_global, *argument.split(" ", 1)))
             case "STACK_GLOBAL":
@@ -113,15 +118,18 @@ def _pop(stack: list[Any], n: int) -> list[Any]:
     return items
 
 
-def _add(target: Any, items: list[Any]) -> None:
-    if isinstance(target, list):
-        target.extend(items)
-    elif isinstance(target, dict):
-        if not all(type(key) is str for key in items[::2]):
-            raise UnreadableError("one of its names is no text")
-        target.update(zip(items[::2], items[1::2], strict=True))
-    else:
+def _extend(target: Any, items: list[Any]) -> None:
+    if type(target) is not list:
         raise UnreadableError("its pickle is malformed")
+    target.extend(items)
+
+
+def _update(target: Any, items: list[Any]) -> None:
+    if type(target) is not dict:
+        raise UnreadableError("its pickle is malformed")
+    if not all(type(key) is str for key in items[::2]):
+        raise UnreadableError("one of its names is no text")
+    target.update(zip(items[::2], items[1::2], strict=True))
 
 
 def _find(find_global: Callable[[str, str], Any], module: Any, name: Any) -> Any:

@@ -1,0 +1,140 @@
+"""Hostile pickles, made by hand: none is executed, none exhausts time or memory."""
+
+import os
+import pickle
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qdgs_jax.models.pickles import Attributes, UnreadableError, unpickle
+
+START = b"\x80\x02"
+CALLED: list[Any] = []
+HARMLESS = {("fine", "call"): lambda *arguments: CALLED.append(arguments) or arguments}
+
+
+def find(module: str, name: str) -> Any:
+    return HARMLESS.get((module, name))
+
+
+def text(value: str) -> bytes:
+    return b"\x8c" + struct.pack("<B", len(value)) + value.encode()
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_reads_what_pickle_writes(protocol: int) -> None:
+    value = {
+        "numbers": [0, 255, 65535, -1, 2**40, 2**2100, 0.5],
+        "constants": (None, True, False),
+        "tuples": ((), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)),
+        "strings": ["", "x" * 300, "ü", b"\x00" * 300, b""] if protocol > 2 else ["ü"],
+        "nested": {"a": {"b": []}},
+        **{f"key{i}": [i] * 3 for i in range(300)},
+    }
+    value["again"] = value["nested"]
+    assert unpickle(pickle.dumps(value, protocol), find) == value
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("os", "system"),
+        ("posix", "system"),
+        ("builtins", "eval"),
+        ("builtins", "getattr"),
+        ("copyreg", "_reconstructor"),
+        ("fine", "call.__globals__"),
+        ("fine", "os.system"),
+        ("fine.call", "__class__"),
+    ],
+)
+@pytest.mark.parametrize("by_stack", [False, True])
+def test_no_other_global_is_found(tmp_path: Path, module: str, name: str, by_stack: bool) -> None:
+    argument = text(f"touch {tmp_path / 'executed'}")
+    named = f"c{module}\n{name}\n".encode()
+    function = text(module) + text(name) + b"\x93" if by_stack else named
+    with pytest.raises(UnreadableError, match="asks for"):
+        unpickle(b"\x80\x04" + function + argument + b"\x85R.", find)
+    assert not os.listdir(tmp_path)
+
+
+def nested_tuples(depth: int) -> bytes:
+    """The tuple (t, t) of the tuple (t, t) of ...: its hash and its text take 2^depth steps."""
+    return START + b")" + b"q\x00h\x00\x86" * depth
+
+
+HOSTILE = {
+    "nothing": b"",
+    "no stop": START + b"N",
+    "two values": START + b"NN.",
+    "open mark": START + b"(N.",
+    "empty stack": START + b".",
+    "trailing bytes": START + b"N.N",
+    "pop from nothing": START + b"\x86.",
+    "tuple without mark": START + b"t.",
+    "unset memo": START + b"h\x07.",
+    "memo of nothing": START + b"q\x00.",
+    "call of a constant": START + b"N)R.",
+    "call of text": START + text("os.system") + b")R.",
+    "arguments that are no tuple": START + b"cfine\ncall\n]R.",
+    "list as a dictionary": START + b"]" + text("a") + b"Ns.",
+    "text as a list": START + text("a") + b"Na.",
+    "odd dictionary": START + b"}(" + text("a") + b"u.",
+    "number as a name": START + b"}K\x01Ns.",
+    "tuple as a name": START + b"}" + nested_tuples(60)[2:] + b"Ns.",
+    "tuple as a global": b"\x80\x04" + nested_tuples(60)[2:] + text("a") + b"\x93.",
+    "text beyond the end": START + b"\x8d" + struct.pack("<Q", 1 << 60) + b"x.",
+    "text larger than any": START + b"\x8d" + struct.pack("<Q", (1 << 64) - 1) + b"x.",
+    "bytes beyond the end": START + b"\x8e" + struct.pack("<Q", 1 << 60) + b"x.",
+    "frame beyond the end": b"\x80\x04\x95" + struct.pack("<Q", 1 << 60) + b"N",
+    "number beyond the end": START + b"\x8b" + struct.pack("<i", 1 << 30) + b"x.",
+    "number of negative size": START + b"\x8b" + struct.pack("<i", -1) + b"x.",
+    "persistent id by text": START + b"Pos.system\n.",
+    "unknown opcode": START + b"\xff.",
+    "instance": START + b"(ios\nsystem\n.",
+    "object": START + b"(cos\nsystem\no.",
+    "extension": START + b"\x82\x01.",
+    "byte array": b"\x80\x05\x96" + struct.pack("<Q", 1 << 60) + b".",
+    "not ascii": START + b"c\xff\xfe\nx\n)R.",
+}
+
+
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE.keys())
+def test_malformed(data: bytes) -> None:
+    CALLED.clear()
+    with pytest.raises(Exception):  # noqa: B017, PT011  # any: the callers turn all into one
+        unpickle(data, find)
+    assert not CALLED
+
+
+def test_memo_is_as_large_as_its_use() -> None:
+    # pickle.Unpickler allocates one slot for every smaller number: 16 GiB here.
+    far = struct.pack("<I", (1 << 31) - 1)
+    assert unpickle(START + b"Nr" + far + b"j" + far + b"\x86.", find) == (None, None)
+
+
+def test_depth_costs_no_recursion() -> None:
+    value = unpickle(START + b")" + b"\x85" * 100_000 + b".", find)
+    for _ in range(100_000):
+        (value,) = value
+    assert value == ()
+
+
+def test_state_is_kept_only_by_attributes() -> None:
+    HARMLESS["fine", "thing"] = Attributes
+    state = b"}" + text("x") + b"K\x01s"
+    thing = unpickle(START + b"cfine\nthing\n)\x81" + state + b"b.", find)
+    assert type(thing) is Attributes
+    assert thing.state == {"x": 1}
+    assert unpickle(START + b"}" + state + b"b.", find) == {}
+    with pytest.raises(TypeError):
+        unpickle(START + b"cfine\nthing\nK\x01\x85\x81.", find)
+
+
+def test_persistent_ids_are_given_as_arguments() -> None:
+    data = START + b"(" + text("storage") + b"K\x05tQ."
+    assert unpickle(data, find, lambda *arguments: list(arguments)) == ["storage", 5]
+    with pytest.raises(UnreadableError):
+        unpickle(data, find)
