@@ -204,13 +204,19 @@ def in_chunks(function: Callable[..., Any], chunk_size: int) -> Callable[..., An
         if chunks <= 1:
             return function(*arrays)
         size = -(-count // chunks)
-        # Row i goes to chunk i % chunks: a batch sharded over devices keeps each chunk on all.
-        place = jnp.minimum(jnp.arange(size * chunks), count - 1).reshape(size, chunks).T
-        results = jax.lax.map(lambda rows: function(*(array[rows] for array in arrays)), place)
-        return jax.tree.map(
-            lambda leaf: leaf.swapaxes(0, 1).reshape(size * chunks, *leaf.shape[2:])[:count],
-            results,
-        )
+        rows = jnp.minimum(jnp.arange(size * chunks), count - 1)
+
+        def split(array: Array) -> Array:
+            # Row i goes to chunk i % chunks, so that each chunk of a batch that is sharded over
+            # devices lies on all of them; a gather, where not needed, would undo the sharding.
+            padded = array if count == size * chunks else array[rows]
+            return padded.reshape(size, chunks, *array.shape[1:]).swapaxes(0, 1)
+
+        def join(array: Array) -> Array:
+            return array.swapaxes(0, 1).reshape(size * chunks, *array.shape[2:])[:count]
+
+        results = jax.lax.map(lambda chunk: function(*chunk), tuple(map(split, arrays)))
+        return jax.tree.map(join, results)
 
     return chunked
 
