@@ -282,7 +282,7 @@ def mutate(random: np.random.Generator, content: bytes) -> bytes:
                 other = random.integers(len(data))
                 data[place:place] = data[other : other + length]
             case 4:
-                del data[max(place, 2) :]
+                del data[max(place, 32) :]
     return bytes(data)
 
 
