@@ -27,11 +27,9 @@ from PIL import Image
 COLOURS = {"red": (216, 27, 96), "blue": (30, 136, 229)}
 SHAPES = ("square", "triangle")
 INK = 0.89  # of both colours
-HUE_TOLERANCE = 0.25  # the two hues are 0.99 apart, an even mixture is 0.5 from either
+HUE_TOLERANCE = 0.25  # the two hues are 1.1 apart, an even mixture is 0.6 from either
 ONE_COLOUR = 0.9
-CLEAN_IOU = (
-    0.9  # drawings, sharp or blurred, have 0.96 and more; circles and pentagons at most 0.88
-)
+CLEAN_IOU = 0.9  # drawings have 0.96 and more, even blurred; circles and pentagons 0.88 at most
 INK_RATIO = (0.85, 1.2)
 STEP = 2  # degrees
 

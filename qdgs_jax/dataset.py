@@ -196,7 +196,8 @@ def baseline(config: Config, out: Path, *, count: int, seed: int = 0) -> Balance
         return generator.sample(jax.random.fold_in(latent_key, start), size)
 
     score = jax.jit(problem.score)
-    objective, measures = np.empty(count), np.empty((count, len(config.measures)))
+    objective = np.empty(count, np.float32)
+    measures = np.empty((count, len(config.measures)), np.float32)
     for start in range(0, count, size):
         key = jax.random.fold_in(score_key, start)
         scores = jax.device_get(score(problem.params, key, latents(start)))
@@ -204,13 +205,14 @@ def baseline(config: Config, out: Path, *, count: int, seed: int = 0) -> Balance
         objective[start:end], measures[start:end] = (values[: end - start] for values in scores)
 
     bin = assign_bins(config, bins, measures)
+    cell = np.asarray(problem.search.archive.index_of(jnp.asarray(measures)))
     table = _table(
         config,
         header,
         bins,
         bin=bin,
         latent_row=np.arange(count),
-        cell=np.asarray(problem.search.archive.index_of(jnp.asarray(measures))),
+        cell=np.where(np.isfinite(measures).all(axis=1), cell, -1),
         objective=objective,
         measures=measures,
     )
@@ -307,7 +309,7 @@ def _table(
     of_bin = [labels.index(bin.label) for bin in bins]
     of_bin.append(labels.index(UNLABELLED) if UNLABELLED in names else -1)  # bin -1
     models = {
-        role: f"{header[role]['name']}@{header[role]['sha256'][:12]}"
+        role: f"{Path(header[role]['name']).name}@{header[role]['sha256'][:12]}"
         for role in ("generator", "encoder")
     }
     return ImageTable(

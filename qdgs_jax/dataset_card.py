@@ -1,10 +1,10 @@
 """The README.md of a dataset: what it is, how it was made, and what it is not."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-FREE_GENERATORS = ("shapes-vae",)
-"""Built-in generators, whose images anybody may use for anything."""
+from qdgs_jax import generators
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
@@ -70,15 +70,15 @@ def card(header: dict[str, Any], balance: dict[str, Any]) -> str:
         balance: what balance.json holds.
     """
     config, generator, encoder = header["config"], header["generator"], header["encoder"]
-    free = config["generator"]["model"] in FREE_GENERATORS
+    free = config["generator"]["model"] in generators.BUILT_IN  # trained on the project's drawings
     empty = ", ".join(balance["empty_bins"])
     steered = header.get("archive_sha256") is not None
     return CARD.format(
         license="cc0-1.0" if free else "other\nlicense_name: that-of-the-generator",
         size=next((name for end, name in SIZES if balance["got"] < end), "1M<n<10M"),
-        generator=generator["name"],
+        generator=Path(generator["name"]).name,
         generator_sha256=generator["sha256"],
-        encoder=encoder["name"],
+        encoder=Path(encoder["name"]).name,
         encoder_sha256=encoder["sha256"],
         precision=header["precision"],
         method=header["method"],
