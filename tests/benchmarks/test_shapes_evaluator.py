@@ -1,14 +1,11 @@
 """The evaluator of the shapes domain agrees with drawings whose content is known."""
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import jax
 import numpy as np
 import pytest
+import shapes_evaluator as evaluator
 from PIL import Image
 
 from qdgs_jax import shapes
@@ -16,20 +13,6 @@ from qdgs_jax import shapes
 RED, BLUE = np.array([216, 27, 96]) / 255, np.array([30, 136, 229]) / 255
 SIZE = 128
 row, column = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2
-
-
-def load_evaluator() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks/shapes_evaluator.py"
-    spec = importlib.util.spec_from_file_location("shapes_evaluator", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
-
-
-evaluator = load_evaluator()
 
 
 def paint(mask: np.ndarray, colour: np.ndarray = RED, paper: float = 1.0) -> np.ndarray:
