@@ -104,6 +104,7 @@ def claim(out: Path, header: dict[str, Any]) -> bool:
             return False
         damaged = [entry["file_name"] for entry in _entries(manifest) if not _intact(out, entry)]
         if not damaged:
+            partial.unlink(missing_ok=True)  # of a call that ended between its last two steps
             return True
         _write_bytes(partial, _header_text(header).encode())
         manifest.unlink()
