@@ -124,8 +124,15 @@ def _load_tokenizer(folder: Path, vocabulary_size: int) -> Any:
     with _quiet_transformers():
         from transformers import AutoTokenizer, CLIPTokenizer
 
-        told = (folder / "tokenizer_config.json").is_file()
-        tokenizer = (AutoTokenizer if told else CLIPTokenizer).from_pretrained(folder)
+        names_its_class = (folder / "tokenizer_config.json").is_file()
+        kind = AutoTokenizer if names_its_class else CLIPTokenizer
+        try:
+            tokenizer = kind.from_pretrained(folder, trust_remote_code=False)
+        except Exception as error:  # whatever damaged files provoke
+            raise CheckpointError(
+                f"The tokenizer in {folder} cannot be read ({type(error).__name__}): fetch its "
+                "files again."
+            ) from error
     if len(tokenizer) != vocabulary_size:
         raise CheckpointError(
             f"The tokenizer in {folder} has {len(tokenizer)} tokens, but the encoder knows "

@@ -151,6 +151,15 @@ def test_a_missing_tokenizer_is_told(byte_pair_folder, tmp_path):
         encoder.tokenize(["red"])
 
 
+def test_a_damaged_tokenizer_is_told(folder, tmp_path):
+    for name in ("config.json", "model.safetensors", "tokenizer_config.json"):
+        (tmp_path / name).symlink_to(folder / name)
+    (tmp_path / "tokenizer.json").write_text("{")
+    encoder, _ = encoders.load(str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"cannot be read .*: fetch its files again"):
+        encoder.tokenize(["red"])
+
+
 @pytest.fixture
 def openai_sized(tmp_path):
     """Weights of one layer with OpenAI's vocabulary, and no tokenizer."""
