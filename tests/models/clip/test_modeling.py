@@ -1,0 +1,192 @@
+"""The towers against equations written out in numpy, and what a caller relies on."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import erf
+
+from qdgs_jax.models import clip
+from qdgs_jax.models.clip import modeling
+
+ROUNDING = 1e-5  # float32 against float64, over one block
+
+
+def close(actual: Any, desired: np.ndarray, tolerance: float = ROUNDING) -> bool:
+    error = np.linalg.norm(np.asarray(actual, np.float64) - desired)
+    return bool(error <= tolerance * np.linalg.norm(desired))
+
+
+def norm(weights: Any, x: np.ndarray) -> np.ndarray:
+    centred = x - x.mean(-1, keepdims=True)
+    normed = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+    return normed * weights["scale"] + weights["bias"]
+
+
+def dense(weights: Any, x: np.ndarray) -> np.ndarray:
+    return x @ weights["kernel"] + weights["bias"]
+
+
+def attention(weights: Any, x: np.ndarray, heads: int, causal: bool) -> np.ndarray:
+    """One row, one head, one token at a time."""
+    query, key, value = (dense(weights[name], x) for name in ("query", "key", "value"))
+    size = x.shape[-1] // heads
+    mixed = np.zeros_like(x)
+    for n, t, head in np.ndindex(x.shape[0], x.shape[1], heads):
+        seen, part = slice(t + 1 if causal else None), slice(head * size, (head + 1) * size)
+        logits = key[n, seen, part] @ query[n, t, part] / np.sqrt(size)
+        weight = np.exp(logits - logits.max())
+        mixed[n, t, part] = weight / weight.sum() @ value[n, seen, part]
+    return dense(weights["out"], mixed)
+
+
+GELU: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
+    "gelu": lambda x: x * (1 + erf(x / np.sqrt(2))) / 2,
+}
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+def test_block(config: clip.CLIPConfig, params: Any, causal: bool, activation: str) -> None:
+    tower = dataclasses.replace(config.vision, hidden_act=activation)
+    x = np.random.default_rng(2).normal(size=(2, 5, tower.width))
+    w = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params["vision"]["block0"])
+    desired = x + attention(w["attention"], norm(w["norm1"], x), tower.heads, causal)
+    hidden = GELU[activation](dense(w["up"], norm(w["norm2"], desired)))
+    desired = desired + dense(w["down"], hidden)
+
+    block = modeling.Block(tower, causal)
+    actual = block.apply({"params": params["vision"]["block0"]}, jnp.asarray(x, jnp.float32))
+    assert close(actual, desired)
+
+
+def test_patches_are_the_convolution(config: clip.CLIPConfig, pixel_values: np.ndarray) -> None:
+    kernel = np.random.default_rng(3).normal(size=(4, 4, 3, 5))
+    desired = [
+        np.einsum("nhwc,hwcf->nf", pixel_values[:, i : i + 4, j : j + 4], kernel)
+        for i in range(0, 16, 4)
+        for j in range(0, 16, 4)
+    ]
+    patches = modeling._patches(jnp.asarray(pixel_values), config.patch_size)
+    assert close(patches @ kernel.reshape(-1, 5), np.stack(desired, axis=1))
+
+
+def test_end_of_text(config: clip.CLIPConfig) -> None:
+    ids = jnp.array([[28, 3, 29, 29, 29], [28, 4, 5, 2, 29], [28, 2, 29, 0, 0]])
+    legacy = modeling.end_of_text(config, ids)  # eos_token_id 2: the highest id, not the id 2
+    explicit = modeling.end_of_text(dataclasses.replace(config, eos_token_id=29), ids)
+    other = modeling.end_of_text(dataclasses.replace(config, eos_token_id=5), ids[1:2])
+    assert legacy.tolist() == explicit.tolist() == [2, 4, 2]
+    assert other.tolist() == [2]
+
+
+def test_text_after_its_end_has_no_influence(config: clip.CLIPConfig, params: Any) -> None:
+    ids = jnp.array([[28, 3, 4, 29, 0, 0, 0], [28, 3, 4, 29, 9, 1, 5], [28, 4, 3, 29, 0, 0, 0]])
+    padded = jax.jit(partial(clip.embed_tokens, config))(params, ids)
+    short = jax.jit(partial(clip.embed_tokens, config))(params, ids[:1, :4])
+    assert padded.shape == (3, 12)
+    assert padded.dtype == jnp.float32
+    assert close(padded[1], np.asarray(padded[0]))
+    assert close(short[0], np.asarray(padded[0]))
+    assert not close(padded[2], np.asarray(padded[0]), 1e-3)
+
+
+def test_pixel_gradients_are_exact(
+    config: clip.CLIPConfig, params: Any, pixel_values: np.ndarray
+) -> None:
+    """Against central differences along random directions."""
+    config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, layers=1))
+    random = np.random.default_rng(4)
+    cotangent = random.normal(size=(3, 12)).astype(np.float32)
+
+    def score(x: jax.Array) -> jax.Array:
+        return jnp.sum(clip.embed_images(config, params, x) * cotangent)
+
+    x = jnp.asarray(pixel_values)
+    directions = jnp.asarray(random.normal(size=(4, *x.shape)), jnp.float32)
+    steps = jnp.concatenate([x + 0.01 * directions, x - 0.01 * directions])
+    ahead, behind = jnp.split(jax.jit(jax.vmap(score))(steps), 2)
+    gradient = jax.jit(jax.grad(score))(x)
+    error = jnp.vecdot(directions.reshape(4, -1), gradient.ravel()) - (ahead - behind) / 0.02
+    assert jnp.abs(error).max() < 0.01 * jnp.linalg.norm(gradient)
+
+
+def operations(jaxpr: Any, name: str) -> Iterator[Any]:
+    """All operations of one name in a program and the programs within."""
+    for operation in jaxpr.eqns:
+        if operation.primitive.name == name:
+            yield operation
+        for value in operation.params.values():
+            if hasattr(value, "jaxpr"):
+                yield from operations(value.jaxpr, name)
+
+
+@pytest.mark.parametrize("precision", ["highest", "default"])
+def test_precision_reaches_every_product(
+    config: clip.CLIPConfig, params: Any, pixel_values: np.ndarray, precision: Any
+) -> None:
+    def score(x: jax.Array) -> jax.Array:
+        return clip.embed_images(config, params, x, precision=precision).sum()
+
+    program = jax.make_jaxpr(jax.grad(score))(pixel_values).jaxpr
+    products = [product.params["precision"] for product in operations(program, "dot_general")]
+    highest = (jax.lax.Precision.HIGHEST,) * 2
+    assert len(products) > 20
+    assert set(products) == {highest if precision == "highest" else None}
+
+
+def test_bf16_is_close(config: clip.CLIPConfig, params: Any, pixel_values: np.ndarray) -> None:
+    exact = jax.jit(partial(clip.embed_images, config))(params, pixel_values)
+    rough = jax.jit(partial(clip.embed_images, config, precision="bf16"))(params, pixel_values)
+    assert rough.dtype == jnp.float32
+    assert close(rough, np.asarray(exact), 0.05)
+    assert not close(rough, np.asarray(exact), 1e-4)
+
+
+def test_bf16_casts_weights_and_activations(
+    config: clip.CLIPConfig, params: Any, pixel_values: np.ndarray
+) -> None:
+    embed = partial(clip.embed_images, config, precision="bf16")
+    program = jax.make_jaxpr(embed)(params, pixel_values).jaxpr
+    products = list(operations(program, "dot_general"))
+    softmaxes = list(operations(program, "exp"))
+    roots = list(operations(program, "rsqrt"))
+    assert {x.aval.dtype.name for product in products for x in product.invars} == {"bfloat16"}
+    assert {softmax.outvars[0].aval.dtype.name for softmax in softmaxes} == {"float32"}
+    assert {root.outvars[0].aval.dtype.name for root in roots} == {"float32"}
+    assert len(softmaxes) == config.vision.layers
+
+
+def test_config_is_checked_and_hashable(config: clip.CLIPConfig) -> None:
+    assert hash(config) == hash(dataclasses.replace(config))
+    with pytest.raises(ValueError, match="heads"):
+        dataclasses.replace(config.vision, heads=5)
+    with pytest.raises(ValueError, match="patch_size"):
+        dataclasses.replace(config, patch_size=5)
+    with pytest.raises(ValueError, match="relu"):
+        dataclasses.replace(config.text, hidden_act="relu")
+
+
+def test_wrong_shapes(config: clip.CLIPConfig, params: Any) -> None:
+    with pytest.raises(ValueError, match=r"\[N, 16, 16, 3\]"):
+        clip.embed_images(config, params, jnp.zeros((2, 3, 16, 16)))
+    with pytest.raises(ValueError, match="takes 7"):
+        clip.embed_tokens(config, params, jnp.zeros((2, 8), jnp.int32))
+
+
+def test_init() -> None:
+    tower = clip.TowerConfig(width=24, layers=1, heads=1, mlp_width=24)
+    params = clip.init(
+        clip.CLIPConfig(tower, tower, embedding_size=24, vocabulary_size=9), jax.random.key(0)
+    )
+    assert set(params) == {"vision", "text", "logit_scale"}
+    assert params["logit_scale"] == pytest.approx(np.log(1 / 0.07))
+    kernel = params["vision"]["block0"]["attention"]["query"]["kernel"]
+    assert float(kernel.std()) == pytest.approx(24**-0.5, rel=0.2)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))

@@ -1,0 +1,246 @@
+"""Weights in every layout give the same network; what does not fit is told in full."""
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import serialization, traverse_util
+from safetensors.numpy import load_file, save_file
+
+from qdgs_jax.errors import CheckpointError
+from qdgs_jax.models import clip
+from qdgs_jax.models.clip.layouts import hugging_face
+
+TOLERANCES = {  # relative L2 error; measured on a CPU
+    "embedding": 1e-5,  # float32 rounding over the depth of a tower: 8e-7
+    "gradient": 1e-4,  # the same, forth and back, and the golden is float32 itself: 1e-6
+}
+HUGGING_FACE = ["model.safetensors", "pytorch_model.bin", "flax_model.msgpack"]
+OPENAI = ["openai_state_dict.pt", "openai_torchscript.pt"]
+OPEN_CLIP = {"model_cfg": {"vision_cfg": {"head_width": 8}, "text_cfg": {"heads": 2}}}
+
+
+def error(actual: Any, desired: np.ndarray) -> float:
+    return float(np.linalg.norm(np.asarray(actual) - desired) / np.linalg.norm(desired))
+
+
+def same(actual: Any, desired: Any) -> None:
+    jax.tree.map(partial(np.testing.assert_array_equal, strict=True), actual, desired)
+
+
+def to_openai(params: Any) -> dict[str, np.ndarray]:
+    """Weights in OpenAI's layout, written down independently of the table."""
+    tensors: dict[str, Any] = {"logit_scale": params["logit_scale"]}
+    for tower, prefix in (("vision", "visual."), ("text", "")):
+        weights = params[tower]
+        tensors[f"{prefix}positional_embedding"] = weights["position_embedding"]
+        for i in range(sum(name.startswith("block") for name in weights)):
+            block, name = weights[f"block{i}"], f"{prefix}transformer.resblocks.{i}"
+            qkv = [block["attention"][key] for key in ("query", "key", "value")]
+            tensors[f"{name}.attn.in_proj_weight"] = np.vstack([w["kernel"].T for w in qkv])
+            tensors[f"{name}.attn.in_proj_bias"] = np.hstack([w["bias"] for w in qkv])
+            layers = {"attn.out_proj": block["attention"]["out"], "mlp.c_fc": block["up"],
+                      "mlp.c_proj": block["down"]}  # fmt: skip
+            for key, layer in layers.items():
+                tensors[f"{name}.{key}.weight"] = layer["kernel"].T
+                tensors[f"{name}.{key}.bias"] = layer["bias"]
+            for key, norm in (("ln_1", block["norm1"]), ("ln_2", block["norm2"])):
+                tensors[f"{name}.{key}.weight"] = norm["scale"]
+                tensors[f"{name}.{key}.bias"] = norm["bias"]
+    vision, text = params["vision"], params["text"]
+    norms = {"visual.ln_pre": vision["norm_pre"], "visual.ln_post": vision["norm_post"],
+             "ln_final": text["norm_post"]}  # fmt: skip
+    for key, norm in norms.items():
+        tensors[f"{key}.weight"], tensors[f"{key}.bias"] = norm["scale"], norm["bias"]
+    tensors["visual.class_embedding"] = vision["class_embedding"]
+    kernel = vision["patch_embedding"]["kernel"].reshape(4, 4, 3, 24)
+    tensors["visual.conv1.weight"] = jnp.moveaxis(kernel, (3, 2), (0, 1))
+    tensors["visual.proj"] = vision["projection"]["kernel"]
+    tensors["token_embedding.weight"] = text["token_embedding"]["embedding"]
+    tensors["text_projection"] = text["projection"]["kernel"]
+    return {key: np.array(value, order="C") for key, value in tensors.items()}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, config: clip.CLIPConfig, params: Any) -> Path:
+    clip.save(tmp_path / "clip", config, params)
+    return tmp_path / "clip"
+
+
+@pytest.mark.parametrize("name", ["", *HUGGING_FACE])
+def test_hugging_face_reference(reference: Path, name: str) -> None:
+    golden = np.load(reference / "clip/hf_openai_style/golden.npz")
+    config, params = clip.load(reference / "clip/hf_openai_style" / name)
+    pixel_values = golden["pixel_values_nchw_normalised"].transpose(0, 2, 3, 1)
+    images = jax.jit(partial(clip.embed_images, config))(params, pixel_values)
+    texts = jax.jit(partial(clip.embed_tokens, config))(params, golden["input_ids"].astype(int))
+    assert error(images, golden["image_features_f64"]) < TOLERANCES["embedding"]
+    assert error(texts, golden["text_features"]) < TOLERANCES["embedding"]
+
+
+@pytest.mark.parametrize("name", OPENAI)
+def test_openai_reference(reference: Path, name: str) -> None:
+    golden = np.load(reference / "clip/tiny_vit32/golden.npz")
+    config, params = clip.load(reference / "clip/tiny_vit32" / name)
+    images = golden["images_nchw_01"].transpose(0, 2, 3, 1)
+    cotangent = golden["cotangent_of_normalised_embed"]
+    mean, std = np.array(config.pixel_mean), np.array(config.pixel_std)
+
+    @jax.jit
+    @partial(jax.value_and_grad, argnums=1, has_aux=True)
+    def score(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        embeddings = clip.embed_images(config, params, (images - mean) / std)
+        unit = embeddings / jnp.linalg.norm(embeddings, axis=1, keepdims=True)
+        return jnp.sum(unit * cotangent), embeddings
+
+    (_, embeddings), gradient = score(params, images)
+    texts = jax.jit(partial(clip.embed_tokens, config))(params, golden["tokens"].astype(int))
+    desired = golden["grad_images"].transpose(0, 2, 3, 1)
+    assert error(embeddings, golden["image_embed_f64"]) < TOLERANCES["embedding"]
+    assert error(texts, golden["text_embed_f64"]) < TOLERANCES["embedding"]
+    assert error(gradient, desired) < TOLERANCES["gradient"]
+
+
+def test_round_trip(folder: Path, config: clip.CLIPConfig, params: Any) -> None:
+    read_config, read_params = clip.load(folder)
+    assert read_config == config
+    same(read_params, params)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    ]
+
+
+def test_flax_file(folder: Path, config: clip.CLIPConfig, params: Any) -> None:
+    leaves = traverse_util.flatten_dict(params, sep="/")
+    tensors = {row.source: np.array(leaves[row.target]) for row in hugging_face(config, flax=True)}
+    key = "vision_model.embeddings.patch_embedding.kernel"
+    tensors[key] = tensors[key].reshape(4, 4, 3, 24)
+    tree = traverse_util.unflatten_dict(tensors, sep=".")
+    (folder / "model.safetensors").unlink()
+    (folder / "flax_model.msgpack").write_bytes(serialization.msgpack_serialize(tree))
+    same(clip.load(folder)[1], params)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_openai_layout(tmp_path: Path, config: clip.CLIPConfig, params: Any, dtype: Any) -> None:
+    tensors = {key: value.astype(dtype) for key, value in to_openai(params).items()}
+    tensors["input_resolution"] = np.array(16)  # OpenAI's files hold such constants
+    save_file(tensors, tmp_path / "open_clip_model.safetensors")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(OPEN_CLIP))
+    (tmp_path / "config.json").write_text('{"architecture": "of timm"}')
+    (tmp_path / "model.safetensors").write_bytes(b"of timm")
+    read_config, read_params = clip.load(tmp_path)
+    assert read_config.vision.hidden_act == "gelu"
+    assert read_config.vision.heads == config.vision.heads
+    assert {leaf.dtype for leaf in jax.tree.leaves(read_params)} == {np.dtype(np.float32)}
+    same(read_params, jax.tree.map(lambda leaf: leaf.astype(dtype).astype(np.float32), params))
+
+
+def test_a_guessed_activation_is_told(tmp_path: Path, params: Any) -> None:
+    save_file(to_openai(params), tmp_path / "weights.safetensors")
+    with (
+        pytest.warns(UserWarning, match=r"quick_gelu.*open_clip_config\.json"),
+        pytest.raises(CheckpointError, match="no CLIP known here"),  # no head of 64
+    ):
+        clip.load(tmp_path / "weights.safetensors")
+
+
+def test_all_failures_are_told_together(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["text_model.embeddings.position_ids"] = np.arange(7)  # ignored
+    tensors["other.weight"] = tensors.pop("visual_projection.weight")
+    bias = "text_model.final_layer_norm.bias"
+    tensors[bias] = np.zeros(5, np.float32)
+    patches = "vision_model.embeddings.patch_embedding.weight"
+    tensors[patches] = np.zeros((24, 48), np.float32)
+    scale = "vision_model.post_layernorm.weight"
+    tensors[scale] = np.zeros(24, np.int64)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        clip.load(folder)
+    problems = str(caught.value).split("does not fit its config: ")[1].split("; ")
+    assert len(problems) == 5
+    for part in ("visual_projection.weight is missing", "other.weight is unknown"):
+        assert any(part in problem for problem in problems)
+    for part in (f"{bias} of shape (5,)", f"{patches} of shape (24, 48)", scale):
+        assert any(problem.startswith(part) for problem in problems)
+
+
+def test_long_lists_of_failures_are_cut(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["num_hidden_layers"] = 9
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"block7|layers\.2.*; and \d+ more: take"):
+        clip.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"{", "no JSON"),
+        (b"[" * 100_000, "no JSON"),
+        (b"\xff", "no JSON"),
+        (b'{"model_type": "siglip", "text_config": {}}', "siglip"),
+        (b'{"text_config": {"hidden_size": "16"}}', "no CLIP known"),
+        (b'{"vision_config": {"num_attention_heads": 0}}', "no CLIP known"),
+        (b'{"vision_config": {"num_hidden_layers": 1000000000}}', "more layers"),
+        (b'{"vision_config": 5}', "no CLIP known"),
+        (b'{"vision": {}}', "holds no CLIP"),
+    ],
+)
+def test_configs_that_are_none(folder: Path, content: bytes, reason: str) -> None:
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=reason):
+        clip.load(folder)
+
+
+def test_weights_without_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
+        clip.load(folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="holds no CLIP"):
+        clip.load(folder)
+
+
+def test_resnet_is_refused(tmp_path: Path) -> None:
+    save_file({"visual.conv1.weight": np.zeros((8, 3, 3, 3))}, tmp_path / "RN50.safetensors")
+    with (
+        pytest.warns(UserWarning, match="quick_gelu"),
+        pytest.raises(CheckpointError, match="vision transformer"),
+    ):
+        clip.load(tmp_path / "RN50.safetensors")
+
+
+def test_hub(folder: Path, tmp_path: Path, params: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, asked = tmp_path / "cache", []
+    cache.mkdir()
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+    def snapshot_download(hub_id: str, *, allow_patterns: list[str]) -> str:
+        assert hub_id == "someone/clip"
+        asked.append(allow_patterns[-1])
+        for pattern in allow_patterns:
+            for path in folder.glob(pattern):
+                shutil.copy(path, cache)
+        return str(cache)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    same(clip.load("someone/clip")[1], params)
+    assert asked[1:] == ["model.safetensors", "pytorch_model.bin"]  # and no further
+
+
+def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match=r"nobody/nothing is no path here.*pass the folder"):
+        clip.load("nobody/nothing")
+    with pytest.raises(CheckpointError, match="check the path"):
+        clip.load("no such thing")
