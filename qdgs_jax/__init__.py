@@ -1,1 +1,17 @@
-"""Quality-Diversity Generative Sampling in JAX."""
+"""Quality-Diversity Generative Sampling in JAX (Chang et al., AAAI 2024, arXiv 2312.14369).
+
+A frozen generator is sampled evenly over measures that its user names in words. The modules are the
+stages, in this order; each is useful alone:
+
+    config       what a run is
+    models       ports of generators and encoders, and safe readers of their checkpoints
+    generators   key -> latents;  latents -> images
+    encoders     images, text -> embeddings
+    prompts      prompt pairs -> prompt embeddings
+    scoring      latents -> objective and measures, with or without their Jacobian
+    archive      cells, and the best latent found for each
+    emitters     what to try next
+    search       init, step, run: the whole loop as pure functions
+    runs         a run's folder: metrics, checkpoints, pictures
+    dataset      a run's elites -> a balanced dataset on disk
+"""

@@ -34,7 +34,7 @@ import safetensors.numpy
 
 from qdgs_jax import encoders, figures, generators, search
 from qdgs_jax.archive import GridArchive
-from qdgs_jax.config import Config, load_config, save_config
+from qdgs_jax.config import Config, MeasureConfig, load_config, save_config
 from qdgs_jax.emitters.gradient_arborescence import GradientArborescence
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.errors import CheckpointError, ConfigError, QDGSError
@@ -218,14 +218,13 @@ def _resolve_ranges(config: Config, generator: Generator, score: Score, params: 
         )
     low, high = finite.min(axis=0), finite.max(axis=0)
     margin = (high - low) / 4
-    spans = [
-        tuple(float(f"{end:.4g}") for end in ends)
-        for ends in zip(low - margin, high + margin, strict=True)
-    ]
-    resolved = (
-        dataclasses.replace(measure, range=span) if measure.range == "auto" else measure
-        for measure, span in zip(config.measures, spans, strict=True)
-    )
+
+    def resolve(measure: MeasureConfig, low: float, high: float) -> MeasureConfig:
+        if measure.range != "auto":
+            return measure
+        return dataclasses.replace(measure, range=(float(f"{low:.4g}"), float(f"{high:.4g}")))
+
+    resolved = map(resolve, config.measures, low - margin, high + margin)
     return dataclasses.replace(config, measures=tuple(resolved))
 
 
@@ -388,7 +387,7 @@ def _stop_signals() -> Iterator[threading.Event]:
 
     def ask_to_stop(number: int, frame: Any) -> None:
         stop.set()
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
 
     for number in before:
         signal.signal(number, ask_to_stop)

@@ -1,0 +1,148 @@
+"""The command line on the built-in models: the whole loop, and what users are told."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qdgs_jax.cli import run_command
+
+CONFIG = str(Path(__file__).parents[1] / "configs/shapes.toml")
+SMALL = [
+    "--search.generations", "8", "--search.emitters", "2", "--search.batch-size", "3",
+    "--search.initial-samples", "64", "--run.log-every", "2", "--run.checkpoint-every", "2",
+]  # fmt: skip
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one sentence on standard error."""
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("qdgs: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny finished run of the shapes config."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert run_command(["sample", CONFIG, "--out", str(out), *SMALL]) == 0
+    return out
+
+
+def test_sample_and_export(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["evaluations"] == 8 * 2 * (1 + 3)
+    assert summary["elites"] > 0
+    capsys.readouterr()
+
+    out = tmp_path / "dataset"
+    assert run_command(["export", str(run), str(out), "--count", "12"]) == 0
+    balance = json.loads(capsys.readouterr().out)
+    records = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    assert balance["got"] == len(records)
+    for record in records:
+        assert Image.open(out / record["file_name"]).size == (128, 128)
+
+
+def test_baseline_has_the_layout_of_an_export(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "random"
+    assert run_command(["baseline", CONFIG, str(out), "--count", "20", *SMALL]) == 0
+    assert json.loads(capsys.readouterr().out)["got"] == 20
+    assert {"metadata.jsonl", "manifest.json", "balance.json", "README.md"} <= {
+        path.name for path in out.iterdir()
+    }
+
+
+def test_killed_run_resumes_bit_for_bit(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", "from qdgs_jax.cli import main; main()"]
+    command += ["sample", CONFIG, "--out", str(out), *SMALL]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        while not (out / "checkpoints/2").is_dir() and process.poll() is None:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not (out / "summary.json").exists()
+    assert run_command(command[3:] + ["--resume"]) == 0
+    assert (out / "archive.safetensors").read_bytes() == (run / "archive.safetensors").read_bytes()
+    generations = [
+        [row["generation"] for row in csv.DictReader((folder / "metrics.csv").open(newline=""))]
+        for folder in (run, out)
+    ]
+    assert generations[0] == generations[1]
+
+
+def test_pretrain_knows_both_models(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run_command(["pretrain", "gan", "out"])
+    assert stopped.value.code == 2
+    assert "clip" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "sentence"),
+    [
+        (["sample", "absent.toml"], 2, "Cannot read the config absent.toml"),
+        (["sample", CONFIG, "--search.sigma0", "-1"], 2, "'sigma0' input should be greater than 0"),
+        (["sample", CONFIG, "--objective.positive", ""], 2, "positive prompt of objective is empty"),
+        (["sample", CONFIG, "--generator.model", "shapes-vea"], 2, "shapes-vae"),
+        (["sample", CONFIG, "--encoder.model", "shapes-clop"], 2, "shapes-clip"),
+        (["sample", CONFIG, "--out", CONFIG], 2, "is not a folder"),
+        (["export", "absent", "out"], 1, "holds no finished run"),
+    ],
+)
+def test_mistakes_take_one_sentence(
+    arguments: list[str],
+    status: int,
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_command(arguments) == status
+    assert sentence in told(capsys)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"\x80\x04cposix\nsystem\n."])
+def test_unreadable_generators_are_told(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "vae.pt"
+    path.write_bytes(content)
+    arguments = ["sample", CONFIG, "--out", str(tmp_path / "run"), "--generator.model", str(path)]
+    assert run_command(arguments) == 1
+    assert str(path) in told(capsys)
+
+
+def test_unknown_words_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompt = ["--measures.0.low", "A xylophonic red shape."]
+    assert run_command(["sample", CONFIG, "--out", str(tmp_path / "run"), *SMALL, *prompt]) == 0
+    assert "'xylophonic'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    assert run_command(["sample", CONFIG, "--out", str(tmp_path / "locked/run"), *SMALL]) == 1
+    assert "is not writable" in told(capsys)
+
+
+def test_archive_columns_are_finite(run: Path) -> None:
+    with open(run / "archive.csv", newline="") as file:
+        table = np.array(list(csv.reader(file))[1:], float)
+    assert np.isfinite(table).all()
