@@ -11,6 +11,7 @@ import pydantic
 import tomli_w
 from pydantic import ConfigDict, Field
 
+from qdgs_jax import files
 from qdgs_jax.errors import ConfigError, did_you_mean
 
 Count = Annotated[int, Field(ge=1)]
@@ -93,6 +94,13 @@ class MeasureConfig:
         if self.range != "auto" and not self.range[0] < self.range[1]:
             raise ValueError(f"measure '{self.name}': `range` must be [low, high] with low < high")
 
+    @property
+    def ends(self) -> Interval:
+        """The range in numbers; only a resolved config has them."""
+        if self.range == "auto":
+            raise ValueError(f"the range of measure '{self.name}' is not resolved yet")
+        return self.range
+
 
 @_checked
 class SearchConfig:
@@ -138,6 +146,11 @@ class BinConfig:
     where: dict[str, Interval]
     """Measure name -> [low, high): the region."""
 
+    def __post_init__(self) -> None:
+        for name, (low, high) in self.where.items():
+            if not low < high:
+                raise ValueError(f"bin '{self.name}': `{name}` must be [low, high] with low < high")
+
 
 @_checked
 class ExportConfig:
@@ -172,6 +185,9 @@ class Config:
             raise ValueError("no measures: add at least one [[measures]] table")
         if len(set(names)) < len(names):
             raise ValueError(f"measures need distinct names, got {', '.join(names)}")
+        bins = [bin.name for bin in self.export.bins]
+        if len(set(bins)) < len(bins):
+            raise ValueError(f"bins need distinct names, got {', '.join(bins)}")
         for bin in self.export.bins:
             for name in bin.where:
                 if name not in names:
@@ -221,9 +237,7 @@ def parse_config(values: dict[str, Any], *, source: str) -> Config:
 
 def save_config(path: Path, config: Config) -> None:
     """Writes a config as TOML; `load_config` gives it back."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(tomli_w.dumps(dataclasses.asdict(config)))
-    partial.replace(path)
+    files.write(path, tomli_w.dumps(dataclasses.asdict(config)))
 
 
 def _require_text(where: str, key: str, prompt: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from qdgs_jax import files
 from qdgs_jax.config import MeasureConfig
 
 
@@ -103,7 +104,7 @@ def _plane_index(
 
 
 def _plane_edges(measures: Sequence[MeasureConfig]) -> tuple[np.ndarray, np.ndarray]:
-    edges = [np.linspace(*measure.range, measure.cells + 1) for measure in measures[:2]]
+    edges = [np.linspace(*measure.ends, measure.cells + 1) for measure in measures[:2]]
     return edges[0], edges[1] if len(measures) > 1 else np.array([0.0, 1.0])
 
 
@@ -121,6 +122,5 @@ def _label(axes, measures: Sequence[MeasureConfig]) -> None:  # type: ignore[no-
 
 
 def _save(figure: Figure, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, dpi=110, format="png", metadata={"Software": None})
-    partial.replace(path)
+    with files.replacing(path) as file:
+        figure.savefig(file, dpi=110, format="png", metadata={"Software": None})

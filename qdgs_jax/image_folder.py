@@ -8,16 +8,14 @@ An unfinished folder has `manifest.json.part` instead, and the same call continu
 a date: the same call gives the same bytes.
 """
 
-import errno
 import io
 import json
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
@@ -25,6 +23,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
+from qdgs_jax import files
 from qdgs_jax.errors import QDGSError
 from qdgs_jax.models.checkpoint import sha256
 
@@ -35,6 +34,7 @@ PARTIAL_MANIFEST = "manifest.json.part"
 FILES = ' "files": [\n'  # the manifest's last key, one line a file, so that it can be streamed
 FLAT = 10_000  # images from which on class folders are divided
 SHARD = 1_000  # ids in each part
+AGAIN = "run the same command again, which continues where this one stopped"
 
 
 @dataclass(frozen=True)
@@ -90,14 +90,14 @@ def claim(out: Path, header: dict[str, Any]) -> bool:
     Raises:
         QDGSError: `out` cannot be written, or holds anything else.
     """
-    with _explained(out):
+    with files.refusals_explained(out, again=AGAIN):
         out.mkdir(parents=True, exist_ok=True)
         manifest, partial = out / MANIFEST, out / PARTIAL_MANIFEST
         known = next((path for path in (manifest, partial) if path.exists()), None)
         if known is None:
             if any(not path.name.startswith(".") for path in out.iterdir()):
                 raise QDGSError(f"{out} holds other files: choose a new or empty folder.")
-            _write_bytes(partial, _header_text(header).encode())
+            files.write(partial, _header_text(header))
             return False
         _require_same(out, _read_header(known), header)
         if known == partial:
@@ -106,7 +106,7 @@ def claim(out: Path, header: dict[str, Any]) -> bool:
         if not damaged:
             partial.unlink(missing_ok=True)  # of a call that ended between its last two steps
             return True
-        _write_bytes(partial, _header_text(header).encode())
+        files.write(partial, _header_text(header))
         manifest.unlink()
         for name in damaged:
             (out / name).unlink(missing_ok=True)
@@ -139,7 +139,7 @@ def write(
     """
     mark = _marks(str(header["made_by"]), str(table.constants["generator"]))
     written = 0
-    with _explained(out):
+    with files.refusals_explained(out, again=AGAIN):
         for label in table.labels:  # an empty class keeps its place among the classes
             (out / label).mkdir(exist_ok=True)
         with tqdm(total=len(table), unit="image", desc=str(out), disable=None) as progress:
@@ -160,10 +160,10 @@ def _finish(out: Path, header: dict[str, Any], table: ImageTable, texts: dict[st
     """Writes metadata and manifest in one pass over the images."""
     for name, text in texts.items():
         if name != "README.md" or not (out / name).exists():
-            _write_bytes(out / name, text.encode())
-    with _replacing(out / MANIFEST) as manifest:
+            files.write(out / name, text)
+    with files.replacing(out / MANIFEST) as manifest:
         manifest.write((_header_text(header)[:-3] + ",\n" + FILES).encode())
-        with _replacing(out / "metadata.jsonl") as metadata:
+        with files.replacing(out / "metadata.jsonl") as metadata:
             for id in range(len(table)):
                 metadata.write(json.dumps(table.record(id), allow_nan=False).encode() + b"\n")
                 manifest.write(_entry(out, table.file_name(id)) + b",\n")
@@ -182,9 +182,16 @@ def _read_header(path: Path) -> dict[str, Any]:
     with open(path) as file:
         for line in file:
             if line == FILES:
-                return json.loads("".join(lines).rstrip(",\n") + "}")
+                lines[-1] = lines[-1].rstrip(",\n")
+                lines.append("}")
+                break
             lines.append(line)
-    return json.loads("".join(lines))
+    try:
+        return json.loads("".join(lines))
+    except json.JSONDecodeError as error:
+        raise QDGSError(
+            f"The manifest {path} is not readable ({error}): delete the folder and start again."
+        ) from error
 
 
 def _entries(manifest: Path) -> Iterator[dict[str, Any]]:
@@ -241,7 +248,7 @@ def _save_png(path: Path, pixels: np.ndarray, marks: PngInfo) -> None:
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, "png", pnginfo=marks)
     path.parent.mkdir(exist_ok=True)
-    _write_bytes(path, content.getvalue())
+    files.write(path, content.getvalue())
 
 
 def _is_whole_png(path: Path) -> bool:
@@ -252,44 +259,6 @@ def _is_whole_png(path: Path) -> bool:
             return file.read() == b"IEND\xaeB`\x82"
     except OSError:
         return False
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    with _replacing(path) as file:
-        file.write(content)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a file beside `path` that takes its place once all is written."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def _explained(out: Path) -> Iterator[None]:
-    """Turns the system's refusals into a sentence with a remedy."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise QDGSError(
-                f"No space is left for {out} ({error.strerror}): free some and run the same "
-                "command again, which continues where this one stopped."
-            ) from error
-        raise QDGSError(
-            f"Cannot write the dataset {out} ({error.strerror}): choose one that you may write."
-        ) from error
-    except json.JSONDecodeError as error:
-        raise QDGSError(
-            f"The manifest in {out} is not readable ({error}): delete the folder and start again."
-        ) from error
 
 
 def _number(value: np.floating) -> float | None:

@@ -13,11 +13,9 @@ summary.json         written last: a folder with it holds a finished run
 import contextlib
 import csv
 import dataclasses
-import errno
 import importlib.metadata
 import io
 import json
-import os
 import platform
 import signal
 import threading
@@ -32,7 +30,7 @@ import orbax.checkpoint as ocp
 import safetensors
 import safetensors.numpy
 
-from qdgs_jax import encoders, figures, generators, search
+from qdgs_jax import encoders, figures, files, generators, search
 from qdgs_jax.archive import GridArchive
 from qdgs_jax.config import Config, MeasureConfig, load_config, save_config
 from qdgs_jax.emitters.gradient_arborescence import GradientArborescence
@@ -66,7 +64,7 @@ class Problem:
         """The search over this problem."""
         options = self.config.search
         measures = self.config.measures
-        lower, upper = zip(*(measure.range for measure in measures), strict=True)
+        lower, upper = zip(*(measure.ends for measure in measures), strict=True)
         return Search(
             score=self.score,
             score_with_jacobian=with_jacobian(self.score),
@@ -153,7 +151,7 @@ def sample(
     """
     _check_folder(out, resume)
     problem = load_problem(config)
-    with _writing(out):
+    with files.refusals_explained(out, again="run the same command with --resume"):
         _claim_folder(out, problem)
         with ocp.CheckpointManager(
             (out / "checkpoints").absolute(),
@@ -263,7 +261,7 @@ def _claim_folder(out: Path, problem: Problem) -> None:
                 )
         return
     out.mkdir(parents=True, exist_ok=True)
-    _write_bytes(out / "provenance.json", (json.dumps(found, indent=2) + "\n").encode())
+    files.write(out / "provenance.json", json.dumps(found, indent=2) + "\n")
     save_config(out / "config.toml", problem.config)  # last: it makes the folder a run's
 
 
@@ -409,7 +407,7 @@ def _write_results(
         "measures": elites.measures,
         "index": elites.index,
     }
-    _write_bytes(out / "archive.safetensors", safetensors.numpy.save(tensors))
+    files.write(out / "archive.safetensors", safetensors.numpy.save(tensors))
     _write_table(out / "archive.csv", elites)
     rows = _read_metrics(out)
     _draw(problem, out, elites, rows)
@@ -428,7 +426,7 @@ def _write_results(
         "evaluations_per_second": last["evaluations"] / seconds["seconds_run"],
         **provenance(problem.generator, problem.encoder, problem.config),
     }
-    _write_bytes(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+    files.write(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
 
 
@@ -453,7 +451,7 @@ def _write_table(path: Path, elites: Elites) -> None:
     writer.writerow(["index", *solution, "objective", *(f"measures_{i}" for i in range(M))])
     for cell, row in zip(elites.index.tolist(), table, strict=True):
         writer.writerow([cell, *(str(value) for value in row)])
-    _write_bytes(path, text.getvalue().encode())
+    files.write(path, text.getvalue())
 
 
 def _draw(problem: Problem, out: Path, elites: Elites, rows: list[Row]) -> None:
@@ -466,29 +464,3 @@ def _draw(problem: Problem, out: Path, elites: Elites, rows: list[Row]) -> None:
             problem.params["generator"], elites.latents[list(tiles.values())]
         )
         figures.draw_contact_sheet(out / "elites.png", measures, list(tiles), np.asarray(images))
-
-
-@contextlib.contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """Turns the file system's refusals into sentences."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise QDGSError(
-                f"The disk of {out} is full: free some space and run the same command with "
-                "--resume."
-            ) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise QDGSError(f"{out} is not writable: choose another --out.") from None
-        raise
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    """Writes under another name, then renames: the file is whole or absent."""
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

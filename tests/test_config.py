@@ -53,6 +53,14 @@ def test_saved_config_is_read_back(tmp_path: Path) -> None:
             {"export": {"bins": [{"name": "b", "label": "b", "where": {"color": [0, 1]}}]}},
             "the measure 'color', which is not one of colour (did you mean 'colour'?)",
         ),
+        (
+            {"export": {"bins": [{"name": "b", "label": "b", "where": {"colour": [1, 0]}}]}},
+            "bin 'b': `colour` must be [low, high]",
+        ),
+        (
+            {"export": {"bins": [{"name": "b", "label": "b", "where": {}}] * 2}},
+            "bins need distinct names",
+        ),
         ({"search": {"emitters": 0}}, "'search.emitters' input should be greater than or equal to"),
         ({"search": {"sigma0": "wide"}}, "'search.sigma0' input should be a valid number"),
         ({"search": {"generations": 15}}, "must be a multiple of run.log_every (10)"),

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from qdgs_jax import dataset, encoders, generators, image_folder
+from qdgs_jax import dataset, encoders, files, generators, image_folder
 from qdgs_jax.config import (
     BinConfig,
     Config,
@@ -432,7 +432,7 @@ def test_other_files_in_the_folder_are_refused(run, tmp_path):
 
 def test_disk_full_leaves_an_export_that_continues(run, tmp_path, monkeypatch):
     path, out = run(LEFT, RIGHT), tmp_path / "out"
-    replacing, calls = image_folder._replacing, itertools.count()
+    replacing, calls = files.replacing, itertools.count()
 
     def full(target: Path) -> Any:
         if next(calls) == 9:
@@ -440,9 +440,9 @@ def test_disk_full_leaves_an_export_that_continues(run, tmp_path, monkeypatch):
         return replacing(target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(image_folder, "_replacing", full)
+        patch.setattr(files, "replacing", full)
         with pytest.raises(
-            QDGSError, match=r"No space is left.*free some and run the same command"
+            QDGSError, match=r"No space is left.*free some, then run the same command"
         ):
             dataset.export(path, out, count=20)
     assert 0 < len(list(out.rglob("*.png"))) < 20
@@ -468,7 +468,7 @@ def test_a_file_that_cannot_grow_leaves_no_partial_file(run, tmp_path):
 
 def test_out_that_is_a_file(run, tmp_path):
     (tmp_path / "out").write_text("")
-    with pytest.raises(QDGSError, match="choose one that you may write"):
+    with pytest.raises(QDGSError, match="choose another folder"):
         dataset.export(run(), tmp_path / "out", count=1)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "qdgs_jax"
 ORDER = [
-    "errors", "typing", "config", "models", "shapes", "generators", "encoders", "prompts",
+    "errors", "files", "typing", "config", "models", "shapes", "generators", "encoders", "prompts",
     "scoring", "archive", "emitters", "search", "pretrain", "figures", "runs", "image_folder",
     "dataset_card", "dataset", "cli",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qdgs_jax import encoders, generators, runs, search
+from qdgs_jax import encoders, files, generators, runs, search
 from qdgs_jax.config import Config, parse_config
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.errors import ConfigError, QDGSError
@@ -254,7 +254,7 @@ def test_unfinished_and_damaged_runs_are_not_read(tmp_path: Path, config: Config
 
 @pytest.mark.parametrize(
     ("code", "sentence"),
-    [(errno.ENOSPC, "disk of .* is full: free some"), (errno.EACCES, "is not writable: choose")],
+    [(errno.ENOSPC, "No space is left for .*: free some"), (errno.EACCES, "is not writable")],
 )
 def test_refusals_of_the_file_system_are_told(
     tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch, code: int, sentence: str
@@ -262,7 +262,7 @@ def test_refusals_of_the_file_system_are_told(
     def refuse(path: Path, content: bytes) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(runs, "_write_bytes", refuse)
+    monkeypatch.setattr(files, "write", refuse)
     with pytest.raises(QDGSError, match=sentence):
         runs.sample(config, tmp_path / "run")
 
