@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qdgs_jax import scoring
+from qdgs_jax import encoders, generators, scoring
 from qdgs_jax.config import Config, MeasureConfig, ObjectiveConfig, SearchConfig
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.errors import ConfigError
@@ -251,6 +251,43 @@ def test_weights_are_arguments_of_the_jitted_score():
     for function in (score, scoring.with_jacobian(score)):
         jaxpr = jax.make_jaxpr(function)(params, jax.random.key(0), latents)
         assert max([np.size(constant) for constant in jaxpr.consts], default=0) < 100
+
+
+def test_the_reference_implementations_scores(reference):
+    """Its VAE and scoring code, and a CLIP of one layer that reads 224 pixels."""
+    golden = np.load(reference / "qdgs/shapes_scores.npz")
+    generator, generator_params = generators.load(str(reference / "qdgs/vae-shapes.pt"))
+    encoder, encoder_params = encoders.load(str(reference / "clip/tiny_vit32/openai_state_dict.pt"))
+    tokens = jnp.array(golden["prompt_tokens"], jnp.int32)
+    texts = encoder.embed_tokens(encoder_params, tokens)[:, None]
+    pairs = [PromptPair(texts[i], texts[i + 1]) for i in range(0, len(texts), 2)]
+    prompts = PromptEmbeddings(pairs[0], tuple(pairs[1:]))
+    params = {"generator": generator_params, "encoder": encoder_params, "prompts": prompts}
+    config = make_config(*(MeasureConfig(name=str(i), low="a", high="b") for i in range(2)))
+    score = scoring.make_score(config, generator, encoder)
+
+    latents, key = jnp.array(golden["latents"]), jax.random.key(0)
+    objective, measures, jacobian = jax.jit(scoring.with_jacobian(score))(params, key, latents)
+
+    @jax.jit
+    def stages(params, latents):
+        images = generator.render(params["generator"], latents)
+        cut = scoring.cutout(jax.random.split(key, len(images)), images, encoder.image_size)
+        return images, encoder.embed_images(params["encoder"], cut)
+
+    images, embeddings = stages(params, latents[:4])
+    for actual, name in [
+        (images.transpose(0, 3, 1, 2), "images_nchw_01"),
+        (embeddings, "image_embed_normalised"),
+        (objective, "objective"),
+        (measures, "measures"),
+        # The reference leaves the 50 of its objective out of the gradient.
+        (jacobian[:, 0] / 50, "jacobian_objective_reference_sign"),
+        (jacobian[:, 1:], "jacobian_measures"),
+    ]:
+        expected = golden[name][: len(actual)]
+        error = np.abs(actual - expected).max() / np.abs(expected).max()
+        assert error < 1e-4, f"{name}: relative error {error:.1e}"
 
 
 def measure_of(function):

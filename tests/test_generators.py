@@ -1,0 +1,54 @@
+"""Generators from names and paths."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qdgs_jax import generators
+from qdgs_jax.errors import CheckpointError, ConfigError
+from qdgs_jax.models import vae
+from qdgs_jax.models.checkpoint import sha256
+
+CONFIG = vae.VAEConfig(latent_size=3, image_size=16, channels=(2, 3, 4))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vae")
+    vae.save(folder, CONFIG, vae.init(CONFIG, jax.random.key(0)))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["", "model.safetensors"])
+def test_a_folder_or_a_file_of_weights(folder, name):
+    path = folder / name
+    generator, params = generators.load(str(path))
+    assert generator.name == str(path)
+    assert generator.sha256 == sha256(folder / "model.safetensors")
+    assert (generator.latent_size, generator.image_size) == (3, 16)
+
+    latents = generator.sample(jax.random.key(1), 4)
+    images = jax.jit(generator.render)(params, latents)
+    expected = vae.decode(CONFIG, vae.load(folder)[1], latents)
+    np.testing.assert_allclose(images, expected, atol=1e-6)
+
+
+def test_samples_are_standard_normal(folder):
+    generator, _ = generators.load(str(folder))
+    latents = generator.sample(jax.random.key(0), 5000)
+    assert latents.shape == (5000, 3)
+    np.testing.assert_allclose(jnp.cov(latents, rowvar=False), np.eye(3), atol=0.1)
+    np.testing.assert_allclose(latents.mean(0), np.zeros(3), atol=0.1)
+
+
+def test_a_wrong_name_is_a_config_error():
+    message = r"no generator 'shapes-va' \(did you mean 'shapes-vae'\?\): .* shapes-vae\."
+    with pytest.raises(ConfigError, match=message):
+        generators.load("shapes-va")
+
+
+def test_a_file_of_something_else_is_a_checkpoint_error(tmp_path):
+    (tmp_path / "model.pt").write_text("not weights")
+    with pytest.raises(CheckpointError, match=r"model\.pt"):
+        generators.load(str(tmp_path / "model.pt"))
