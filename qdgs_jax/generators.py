@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -48,12 +47,18 @@ def load(model: str) -> tuple[Generator, Params]:
             f"checkpoint or the name of a built-in, {', '.join(BUILT_IN)}."
         )
     config, params = vae.load(path)
+
+    def render(params: Params, latents: Latents) -> Images:
+        # On GPUs and TPUs the default is TF32 or bfloat16; measures live in +-0.1.
+        with jax.default_matmul_precision("highest"):
+            return vae.decode(config, params, latents)
+
     generator = Generator(
         name=model,
         sha256=sha256(path / WEIGHTS if path.is_dir() else path),
         latent_size=config.latent_size,
         image_size=config.image_size,
         sample=lambda key, n: jax.random.normal(key, (n, config.latent_size)),
-        render=partial(vae.decode, config),
+        render=render,
     )
     return generator, params

@@ -34,6 +34,24 @@ def test_a_folder_or_a_file_of_weights(folder, name):
     np.testing.assert_allclose(images, expected, atol=1e-6)
 
 
+def test_pixels_are_float32_on_every_device(folder):
+    generator, params = generators.load(str(folder))
+    latents = jnp.zeros((2, 3))
+    images, pull_back = jax.vjp(lambda x: generator.render(params, x), latents)
+    for program in (
+        jax.make_jaxpr(generator.render)(params, latents),
+        jax.make_jaxpr(pull_back)(images),
+    ):
+        products = [
+            equation
+            for equation in program.eqns
+            if equation.primitive.name in ("dot_general", "conv_general_dilated")
+        ]
+        assert len(products) >= 4
+        for equation in products:
+            assert set(equation.params["precision"]) == {jax.lax.Precision.HIGHEST}
+
+
 def test_samples_are_standard_normal(folder):
     generator, _ = generators.load(str(folder))
     latents = generator.sample(jax.random.key(0), 5000)
