@@ -41,6 +41,7 @@ def run_command(arguments: list[str]) -> int:
                 "sample": functools.partial(sample, overrides=config),
                 "export": export,
                 "baseline": functools.partial(baseline, overrides=config),
+                "convert": convert,
                 "pretrain": pretrain,
             },
             prog="qdgs",
@@ -147,6 +148,22 @@ def pretrain(
     from qdgs_jax import pretrain as training
 
     {"vae": training.train_vae, "clip": training.train_clip}[model](out, seed=seed)
+
+
+def convert(
+    kind: Positional[Literal["clip"]], source: Positional[str], out: Positional[Path]
+) -> None:
+    """Rewrite a foreign checkpoint as safetensors and config.json; nothing in it is executed.
+
+    Args:
+        kind: what the checkpoint holds.
+        source: file, folder or hub id.
+        out: folder to write, which loads by its path.
+    """
+    from qdgs_jax import encoders
+
+    encoders.convert(source, out)
+    _tell({"model": str(out)}, "Written to {model}")
 
 
 def _named_config(arguments: list[str]) -> Config:

@@ -309,7 +309,7 @@ def _table(
     of_bin = [labels.index(bin.label) for bin in bins]
     of_bin.append(labels.index(UNLABELLED) if UNLABELLED in names else -1)  # bin -1
     models = {
-        role: f"{Path(header[role]['name']).name}@{header[role]['sha256'][:12]}"
+        role: f"{header[role]['name']}@{header[role]['sha256'][:12]}"
         for role in ("generator", "encoder")
     }
     return ImageTable(

@@ -1,7 +1,6 @@
 """The README.md of a dataset: what it is, how it was made, and what it is not."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from qdgs_jax import generators
@@ -76,9 +75,9 @@ def card(header: dict[str, Any], balance: dict[str, Any]) -> str:
     return CARD.format(
         license="cc0-1.0" if free else "other\nlicense_name: that-of-the-generator",
         size=next((name for end, name in SIZES if balance["got"] < end), "1M<n<10M"),
-        generator=Path(generator["name"]).name,
+        generator=generator["name"],
         generator_sha256=generator["sha256"],
-        encoder=Path(encoder["name"]).name,
+        encoder=encoder["name"],
         encoder_sha256=encoder["sha256"],
         precision=header["precision"],
         method=header["method"],

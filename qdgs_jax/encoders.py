@@ -12,6 +12,7 @@ from typing import Any
 import huggingface_hub
 import jax.numpy as jnp
 
+from qdgs_jax import files
 from qdgs_jax.errors import CheckpointError, ConfigError, did_you_mean
 from qdgs_jax.models import clip
 from qdgs_jax.models.checkpoint import sha256
@@ -24,12 +25,15 @@ BUILT_IN = {"shapes-clip": Path(__file__).parent / "assets" / "shapes_clip"}
 OPENAI = "openai/clip-vit-base-patch32"
 """Hub id of the tokenizer of OpenAI's and most other CLIPs, for weights that come without one."""
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+
 
 @dataclass(frozen=True)
 class Encoder:
     """An encoder without its weights, which are arguments of `embed_...`."""
 
     name: str
+    """Built-in name, hub id, or last part of the path."""
     sha256: str
     """Of the file of weights, in hex."""
     image_size: int
@@ -76,7 +80,7 @@ def load(model: str, *, precision: Precision = "highest") -> tuple[Encoder, Para
         return _unit(clip.embed_tokens(config, params, ids, precision=precision))
 
     encoder = Encoder(
-        name=model,
+        name=path.name if path.exists() and model not in BUILT_IN else model,
         sha256=sha256(weights),
         image_size=config.image_size,
         embed_images=embed_images,
@@ -85,6 +89,28 @@ def load(model: str, *, precision: Precision = "highest") -> tuple[Encoder, Para
         unknown_words=lambda text: _unknown_words(tokenizer(), text),
     )
     return encoder, params
+
+
+def convert(source: str, folder: Path) -> None:
+    """Rewrites a CLIP of any readable layout as a Hugging Face folder of safetensors.
+
+    The tokenizer beside the source comes along, if there is one.
+
+    Args:
+        source: path of a file or folder of weights, or hub id.
+        folder: to write; `load` takes its path.
+
+    Raises:
+        CheckpointError: the weights cannot be read.
+        QDGSError: the folder cannot be written.
+    """
+    weights = clip.find_weights(Path(source) if Path(source).exists() else source)
+    config, params = clip.load(weights)
+    with files.refusals_explained(folder, again="run the same command again"):
+        clip.save(folder, config, params)
+        for name in _TOKENIZER_FILES:
+            if (weights.parent / name).is_file():
+                files.write(folder / name, (weights.parent / name).read_bytes())
 
 
 def _unit(embeddings: Array) -> Embeddings:

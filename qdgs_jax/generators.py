@@ -21,6 +21,7 @@ class Generator:
     """A generator without its weights, which are arguments of `render`."""
 
     name: str
+    """Built-in name, or last part of the path."""
     sha256: str
     """Of the file of weights, in hex."""
     latent_size: int
@@ -54,7 +55,7 @@ def load(model: str) -> tuple[Generator, Params]:
             return vae.decode(config, params, latents)
 
     generator = Generator(
-        name=model,
+        name=model if model in BUILT_IN else path.name,
         sha256=sha256(path / WEIGHTS if path.is_dir() else path),
         latent_size=config.latent_size,
         image_size=config.image_size,

@@ -219,3 +219,14 @@ assert "TRANSFORMERS_NO_ADVISORY_WARNINGS" not in os.environ
         [sys.executable, "-c", program, folder], env=environment, capture_output=True, text=True
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_a_converted_encoder_embeds_alike(folder, tmp_path):
+    encoders.convert(str(folder), tmp_path / "converted")
+    before, before_params = encoders.load(str(folder))
+    after, after_params = encoders.load(str(tmp_path / "converted"))
+    ids = after.tokenize(["a red shape"])
+    np.testing.assert_array_equal(ids, before.tokenize(["a red shape"]))
+    np.testing.assert_array_equal(
+        after.embed_tokens(after_params, ids), before.embed_tokens(before_params, ids)
+    )

@@ -1,7 +1,6 @@
 """CLIP's weights on disk and on the Hugging Face hub."""
 
 import json
-import os
 import re
 import warnings
 from collections.abc import Iterable
@@ -13,9 +12,10 @@ import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from flax import traverse_util
-from safetensors.numpy import save_file
 
+from qdgs_jax import files
 from qdgs_jax.errors import CheckpointError
 from qdgs_jax.models.checkpoint import read_tensors
 from qdgs_jax.models.clip.configs import from_hugging_face, from_openai, to_hugging_face
@@ -88,11 +88,9 @@ def save(folder: str | Path, config: CLIPConfig, params: Params) -> None:
         for row in hugging_face(config)
     }
     model, preprocessor = to_hugging_face(config)
-    _write_json(folder / "config.json", model)
-    _write_json(folder / "preprocessor_config.json", preprocessor)
-    temporary = folder / ".model.safetensors"
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    os.replace(temporary, folder / "model.safetensors")
+    for name, values in (("config.json", model), ("preprocessor_config.json", preprocessor)):
+        files.write(folder / name, json.dumps(values, indent=2) + "\n")
+    files.write(folder / "model.safetensors", safetensors.numpy.save(tensors, {"format": "pt"}))
 
 
 def _fill(
@@ -205,9 +203,3 @@ def _read_json(path: Path, *, optional: bool = False) -> Any:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds no object: fetch it again")
     return values
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
