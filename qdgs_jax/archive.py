@@ -4,6 +4,10 @@ One update rule serves the family (Fontaine and Nikolaidis, "Covariance Matrix A
 MAP-Annealing", arXiv 2205.10752): every cell has an acceptance threshold t. MAP-Elites is the case
 `threshold_min = -inf`, where t is the elite's own objective. A batch is inserted as in pyribs'
 `GridArchive.add`: everything is judged against the archive before the batch.
+
+    archive = GridArchive(cells=(50, 50), lower=(-1, -1), upper=(1, 1))
+    state = init(archive, latent_size)
+    state, insertion = add(archive, state, latents, objective, measures)
 """
 
 import math
@@ -11,6 +15,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from qdgs_jax.typing import Array, Key, Latents, Measures, Objective
@@ -36,8 +41,7 @@ class GridArchive:
     def __post_init__(self) -> None:
         if not len(self.cells) == len(self.lower) == len(self.upper):
             raise ValueError("cells, lower and upper need one entry a measure")
-        if self.threshold_min == -math.inf and self.learning_rate != 1.0:
-            raise ValueError("an annealed archive (learning_rate < 1) needs a finite threshold_min")
+        _check_annealing(self)
 
     @property
     def size(self) -> int:
@@ -55,6 +59,67 @@ class GridArchive:
         return jnp.ravel_multi_index(tuple(index.T), self.cells, mode="clip")
 
 
+@dataclass(frozen=True)
+class CVTArchive:
+    """Cells are the regions nearest to each of K points (Vassiliades et al., arXiv 1610.05729).
+
+    For three and more measures, where a grid would have too many cells.
+
+    Attributes:
+        centroids: the points, [K][M]; see `cvt_centroids`.
+        lower, upper: ends of the measures; those beyond them still have a nearest centroid.
+        learning_rate, threshold_min: as in `GridArchive`.
+    """
+
+    centroids: tuple[tuple[float, ...], ...]
+    lower: tuple[float, ...]
+    upper: tuple[float, ...]
+    learning_rate: float = 1.0
+    threshold_min: float = -math.inf
+
+    def __post_init__(self) -> None:
+        if not len(self.centroids[0]) == len(self.lower) == len(self.upper):
+            raise ValueError("centroids, lower and upper need one entry a measure")
+        _check_annealing(self)
+
+    @property
+    def size(self) -> int:
+        """Number of cells K."""
+        return len(self.centroids)
+
+    def index_of(self, measures: Measures) -> Array:
+        """Nearest centroid of each measure vector, [N] int32, the first among equals.
+
+        O(N K), in chunks that bound the table of distances to about a million.
+        """
+        centroids = jnp.asarray(np.asarray(self.centroids), measures.dtype)
+
+        def nearest(point: Array) -> Array:
+            return jnp.argmin(((point - centroids) ** 2).sum(axis=-1)).astype(jnp.int32)
+
+        return jax.lax.map(nearest, measures, batch_size=max(1, 2**20 // self.size))
+
+
+Archive = GridArchive | CVTArchive
+"""What tells measures apart: frozen and hashable. The contents are an `ArchiveState`."""
+
+
+def cvt_centroids(
+    cells: int,
+    lower: tuple[float, ...],
+    upper: tuple[float, ...],
+    *,
+    seed: int,
+    samples: int = 100_000,
+) -> tuple[tuple[float, ...], ...]:
+    """Centroids [cells][M] that share the box out evenly: k-means over `samples` uniform points."""
+    from sklearn.cluster import KMeans  # type: ignore[import-untyped]  # slow to import
+
+    uniform = np.random.default_rng(seed).uniform(lower, upper, size=(samples, len(lower)))
+    means = KMeans(cells, init="random", n_init=1, random_state=seed, algorithm="elkan")
+    return tuple(map(tuple, means.fit(uniform).cluster_centers_.tolist()))
+
+
 class ArchiveState(struct.PyTreeNode):
     """What the cells hold. An empty cell has objective -inf."""
 
@@ -62,6 +127,8 @@ class ArchiveState(struct.PyTreeNode):
     objective: Array  # [K]
     measures: Array  # [K, M], as scored, not clipped to the grid
     threshold: Array  # [K]
+    filled: Array  # [K] int32: the first `count` are the cells with an elite, in order of arrival
+    count: Array  # [] int32
 
     @property
     def occupied(self) -> Array:
@@ -72,6 +139,8 @@ class ArchiveState(struct.PyTreeNode):
 class Insertion(struct.PyTreeNode):
     """What became of each solution of a batch, judged against the archive before it."""
 
+    objective: Array  # [N], -inf where not finite
+    measures: Array  # [N, M], 0 where not finite
     status: Array  # [N] int32: 2 new cell, 1 improved cell, 0 rejected
     value: Array  # [N]: objective minus threshold (the objective itself for a threshold of -inf)
     finite: Array  # [N] bool: False where a score was NaN or infinite, which rejects a solution
@@ -82,19 +151,22 @@ class Insertion(struct.PyTreeNode):
         return self.status > 0
 
 
-def init(archive: GridArchive, latent_size: int, dtype: jnp.dtype | None = None) -> ArchiveState:
+def init(archive: Archive, latent_size: int, dtype: jnp.dtype | None = None) -> ArchiveState:
     """An empty archive."""
-    K, M = archive.size, len(archive.cells)
+    K, M = archive.size, len(archive.lower)
+    latents = jnp.zeros((K, latent_size), dtype)
     return ArchiveState(
-        latents=jnp.zeros((K, latent_size), dtype),
-        objective=jnp.full(K, -jnp.inf, dtype),
-        measures=jnp.zeros((K, M), dtype),
-        threshold=jnp.full(K, archive.threshold_min, dtype),
+        latents=latents,
+        objective=jnp.full(K, -jnp.inf, latents.dtype),
+        measures=jnp.zeros((K, M), latents.dtype),
+        threshold=jnp.full(K, archive.threshold_min, latents.dtype),
+        filled=jnp.zeros(K, jnp.int32),
+        count=jnp.zeros((), jnp.int32),
     )
 
 
 def add(
-    archive: GridArchive,
+    archive: Archive,
     state: ArchiveState,
     latents: Latents,
     objective: Objective,
@@ -105,53 +177,60 @@ def add(
     The elite of an annealed cell is replaced by whatever passes the threshold, even by something
     worse than it; keep an elitist archive beside it.
     """
+    N, K = len(objective), archive.size
     finite = jnp.isfinite(objective) & jnp.isfinite(measures).all(axis=-1)
     objective = jnp.where(finite, objective, -jnp.inf)
-    cell = archive.index_of(jnp.where(finite[:, None], measures, 0))
-    threshold, occupied = state.threshold[cell], state.occupied[cell]
+    measures = jnp.where(finite[:, None], measures, 0)
+    cell = archive.index_of(measures)
+    threshold, occupied = state.threshold[cell], state.objective[cell] > -jnp.inf
     accepted = objective > threshold  # strictly; -inf never is
-
+    base = jnp.where(jnp.isneginf(threshold), 0, threshold)
     insertion = Insertion(
-        status=jnp.where(accepted, jnp.where(occupied, 1, 2), 0),
-        value=jnp.where(
-            finite, objective - jnp.where(jnp.isneginf(threshold), 0, threshold), -jnp.inf
-        ),
+        objective=objective,
+        measures=measures,
+        status=jnp.where(accepted, jnp.where(occupied, 1, 2), 0).astype(jnp.int32),
+        value=jnp.where(finite, objective - base, -jnp.inf),
         finite=finite,
     )
-    group, segments = _group_by_cell(jnp.where(accepted, cell, archive.size))
 
-    def total(values: Array) -> Array:
-        return jax.ops.segment_sum(values, group, segments)
-
-    best = jax.ops.segment_max(objective, group, segments)
+    # Sorted by cell and then by falling objective, the best of each cell heads its group; it is
+    # accepted if any of its group is. Sorting touches no array of K cells.
+    row = jnp.arange(N, dtype=jnp.int32)
+    sorted_cell, _, order = jax.lax.sort((cell, -objective, row), num_keys=2)
+    heads = jnp.concatenate([jnp.ones(1, bool), sorted_cell[1:] != sorted_cell[:-1]])
+    wins = jnp.zeros(N, bool).at[order].set(heads, unique_indices=True) & accepted
     if archive.threshold_min == -math.inf:
-        new_threshold = best
+        new_threshold = objective
     else:
-        # Eq. of the batch rule (appendix of arXiv 2205.10752):
-        # t' = (1 - a)^k t + (1 - (1 - a)^k) mean(f), over the k accepted in the cell.
-        k = total(accepted.astype(objective.dtype))
-        mean = total(jnp.where(accepted, objective, 0)) / jnp.maximum(k, 1)
-        old = jax.ops.segment_max(threshold, group, segments)
-        kept = (1 - archive.learning_rate) ** k
-        new_threshold = kept * old + (1 - kept) * mean
+        group = jnp.zeros(N, jnp.int32).at[order].set(
+            jnp.cumsum(heads, dtype=jnp.int32) - 1, unique_indices=True
+        )  # fmt: skip
 
-    row = jnp.arange(len(objective))
-    winner = jax.ops.segment_min(
-        jnp.where(accepted & (objective == best[group]), row, len(row)), group, segments
-    )
+        def total(values: Array) -> Array:
+            return jax.ops.segment_sum(jnp.where(accepted, values, 0), group, N)[group]
+
+        # The batch rule (appendix of arXiv 2205.10752), over the k accepted in the cell:
+        # t' = (1 - a)^k t + (1 - (1 - a)^k) mean(f).
+        k = total(jnp.ones_like(objective))
+        kept = (1 - archive.learning_rate) ** k
+        new_threshold = kept * threshold + (1 - kept) * total(objective) / jnp.maximum(k, 1)
+
     # One scatter a cell: the targets of winners are distinct, everybody else's is out of range.
-    wins = winner[group] == row
-    target = jnp.where(wins, cell, archive.size + row)
+    target = jnp.where(wins, cell, K + row)
 
     def put(old: Array, new: Array) -> Array:
-        return old.at[target].set(new, mode="drop", unique_indices=True)
+        return old.at[target].set(new.astype(old.dtype), mode="drop", unique_indices=True)
 
+    new = wins & ~occupied
+    place = jnp.where(new, state.count + jnp.cumsum(new, dtype=jnp.int32) - 1, K + row)
     return (
         ArchiveState(
-            latents=put(state.latents, latents.astype(state.latents.dtype)),
+            latents=put(state.latents, latents),
             objective=put(state.objective, objective),
             measures=put(state.measures, measures),
-            threshold=put(state.threshold, new_threshold[group]),
+            threshold=put(state.threshold, new_threshold),
+            filled=state.filled.at[place].set(cell, mode="drop", unique_indices=True),
+            count=state.count + new.sum(dtype=jnp.int32),
         ),
         insertion,
     )
@@ -159,14 +238,13 @@ def add(
 
 def sample(state: ArchiveState, key: Key, count: int) -> Latents:
     """Latents of `count` elites, drawn uniformly with repetition; zeros from an empty archive."""
-    filled = jnp.cumsum(state.occupied)
-    rank = jax.random.randint(key, (count,), 0, jnp.maximum(filled[-1], 1))
-    return state.latents[jnp.searchsorted(filled, rank, side="right")]
+    rank = jax.random.randint(key, (count,), 0, jnp.maximum(state.count, 1))
+    return state.latents[state.filled[rank]]
 
 
 def coverage(state: ArchiveState) -> Array:
     """Share of cells that hold an elite, in [0, 1]."""
-    return state.occupied.mean()
+    return state.count / len(state.objective)
 
 
 def qd_score(state: ArchiveState) -> Array:
@@ -174,13 +252,6 @@ def qd_score(state: ArchiveState) -> Array:
     return jnp.maximum(state.objective, 0).sum()
 
 
-def _group_by_cell(cell: Array) -> tuple[Array, int]:
-    """Numbers the distinct cells of a batch: group of each row in [0, N), and N.
-
-    Sorting keeps the cost at O(N log N): no array of K cells is touched.
-    """
-    order = jnp.argsort(cell)
-    ordered = cell[order]
-    starts = jnp.concatenate([jnp.zeros(1, bool), ordered[1:] != ordered[:-1]])
-    group = jnp.zeros_like(cell).at[order].set(jnp.cumsum(starts), unique_indices=True)
-    return group, len(cell)
+def _check_annealing(archive: "Archive") -> None:
+    if archive.threshold_min == -math.inf and archive.learning_rate != 1.0:
+        raise ValueError("an annealed archive (learning_rate < 1) needs a finite threshold_min")

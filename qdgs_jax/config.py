@@ -106,20 +106,42 @@ class MeasureConfig:
 class SearchConfig:
     """The quality-diversity search; defaults are the paper's, but for many emitters at once."""
 
-    algorithm: Literal["cma_maega"] = "cma_maega"
+    algorithm: Literal[
+        "map_elites",
+        "map_elites_line",
+        "cma_me",
+        "cma_mae",
+        "omg_mega",
+        "cma_mega",
+        "cma_maega",
+    ] = "cma_maega"
+    """`...mega` follow gradients; `..._mae` and `..._maega` anneal the archive's thresholds."""
     generations: Count = 400
-    """Generations; each evaluates `emitters` x (1 + `batch_size`) latents."""
+    """Generations; each evaluates `emitters` x `batch_size` latents, and `emitters` more for
+    their gradients."""
     emitters: Count = 8
     batch_size: Annotated[int, Field(ge=2)] = 15
-    """Branches of each emitter in a generation."""
+    """Latents of each emitter in a generation."""
     sigma0: Positive = 0.5
-    """Initial standard deviation of the gradient coefficients."""
+    """Initial standard deviation: of the gradient coefficients, or else of the latents."""
     step_size: Positive = 0.5
-    """Learning rate of the gradient ascent (Adam) on latents."""
+    """Learning rate of the gradient ascent on latents (`cma_mega`, `cma_maega`)."""
+    optimizer: Literal["adam", "ascent"] = "adam"
+    """How the latents ascend: Adam, or the plain step."""
+    line_sigma: Positive = 0.2
+    """Standard deviation of the step towards another elite (`map_elites_line`)."""
+    strategy: Literal["cma_es", "sep_cma_es", "lm_ma_es", "openai_es"] = "cma_es"
+    """Of `cma_me` and `cma_mae`: full CMA-ES, or one for more than a few hundred dimensions."""
+    ranker: Literal["auto", "imp", "2imp", "obj", "rd"] = "auto"
+    """What a batch is ranked by; `auto` is the algorithm's own, likewise the next two."""
+    selection: Literal["auto", "filter", "mu"] = "auto"
+    """Who teaches: the accepted, or the better half."""
+    restart: Literal["auto", "basic", "no_improvement"] | Count = "auto"
+    """When an emitter begins anew: when spent, when none was accepted, or every so often."""
     learning_rate: Fraction = 0.02
-    """Archive learning rate alpha: 0 optimises, 1 explores."""
-    threshold_min: float = 0.0
-    """Objective that an empty cell asks for."""
+    """Archive learning rate alpha (`cma_mae`, `cma_maega`): 0 optimises, 1 explores."""
+    threshold_min: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    """Objective that an empty cell asks for (`cma_mae`, `cma_maega`)."""
     initial_samples: Count = 512
     """Random latents from which the emitters' starting points are the best."""
     chunk_size: Count = 64

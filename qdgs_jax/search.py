@@ -1,14 +1,15 @@
-"""The search: CMA-MAEGA as three pure functions, `init`, `step`, `run`.
+"""The search: quality diversity as three pure functions, `init`, `step`, `run`.
 
 Everything static stands in a `Search`, everything that changes in a `SearchState`, and weights come
 in as `params`: the functions can be called inside anybody's `jit`, `scan` or training loop.
 
-    search = Search(score, with_jacobian(score), archive, emitter)
+    search = make_search(SearchConfig(algorithm="cma_mae"), archive, score)
     state = init(search, params, key, latents)
     run_jitted = jax.jit(run, static_argnums=(0, 3), donate_argnums=2)
     state, metrics = run_jitted(search, params, state, 100)
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -17,9 +18,17 @@ import jax.numpy as jnp
 from flax import struct
 
 from qdgs_jax import archive as archives
-from qdgs_jax.archive import ArchiveState, GridArchive, Insertion
-from qdgs_jax.emitters import gradient_arborescence as arborescence
-from qdgs_jax.emitters.gradient_arborescence import ArborescenceState, GradientArborescence
+from qdgs_jax import emitters
+from qdgs_jax.archive import Archive, ArchiveState, Insertion
+from qdgs_jax.config import SearchConfig
+from qdgs_jax.emitters import Emitter, GradientEmitter, Gradients
+from qdgs_jax.emitters.cma_es import CMAES
+from qdgs_jax.emitters.evolution_strategy import EvolutionStrategy
+from qdgs_jax.emitters.gradient_arborescence import GradientArborescence
+from qdgs_jax.emitters.gradient_operator import GradientOperator
+from qdgs_jax.emitters.rules import Rules
+from qdgs_jax.emitters.variation import Variation
+from qdgs_jax.errors import ConfigError
 from qdgs_jax.typing import Array, Key, Latents, Measures, Objective, Params
 
 Score = Callable[[Params, Key, Latents], tuple[Objective, Measures]]
@@ -32,25 +41,36 @@ class Search:
 
     Attributes:
         score: (params, key, latents [N, D]) -> objective [N], measures [N, M].
-        score_with_jacobian: the same and the Jacobian [N, 1 + M, D], the objective's row first.
-        archive: the annealed grid that teaches the emitters.
+        score_with_jacobian: the same and the Jacobian [N, 1 + M, D], the objective's row first;
+            None will do for emitters that need no gradients.
+        archive: what teaches the emitters; where it is annealed, an elitist one of the same cells
+            is kept beside it as the result.
         emitter: the bank of emitters.
     """
 
     score: Score
-    score_with_jacobian: ScoreWithJacobian
-    archive: GridArchive
-    emitter: GradientArborescence
+    score_with_jacobian: ScoreWithJacobian | None
+    archive: Archive
+    emitter: Emitter
+
+    def __post_init__(self) -> None:
+        if isinstance(self.emitter, GradientEmitter) and self.score_with_jacobian is None:
+            raise ValueError("the emitter follows gradients: give score_with_jacobian")
 
     @property
-    def elitist(self) -> GridArchive:
-        """The passive archive: the same grid, keeping the best latent ever seen in each cell."""
-        return replace(self.archive, learning_rate=1.0, threshold_min=-jnp.inf)
+    def annealed(self) -> bool:
+        """Whether elites may be replaced by worse ones in the archive that teaches."""
+        return self.archive.threshold_min > -math.inf
+
+    @property
+    def elitist(self) -> Archive:
+        """The same cells, each keeping the best latent ever seen in it."""
+        return replace(self.archive, learning_rate=1.0, threshold_min=-math.inf)
 
     @property
     def evaluations_per_generation(self) -> int:
-        """Latents scored in a generation: every theta and every branch."""
-        return self.emitter.emitters * (1 + self.emitter.batch_size)
+        """Latents scored in a generation."""
+        return self.emitter.evaluations
 
 
 class SearchState(struct.PyTreeNode):
@@ -58,10 +78,15 @@ class SearchState(struct.PyTreeNode):
 
     key: Key  # the run's key; a generation's is fold_in(key, generation)
     generation: Array  # [] int32
-    archive: ArchiveState  # annealed: what the emitters learn from
     elites: ArchiveState  # elitist: the result
-    emitter: ArborescenceState
+    annealed: ArchiveState | None  # what teaches the emitters, where it is not the elites
+    emitter: emitters.State
     non_finite: Array  # [] int32, latents whose score was NaN or infinite and was left out
+
+    @property
+    def teacher(self) -> ArchiveState:
+        """The archive that the emitters learn from."""
+        return self.elites if self.annealed is None else self.annealed
 
 
 class Metrics(struct.PyTreeNode):
@@ -75,9 +100,78 @@ class Metrics(struct.PyTreeNode):
     non_finite: Array
 
 
+def make_search(
+    config: SearchConfig,
+    archive: Archive,
+    score: Score,
+    score_with_jacobian: ScoreWithJacobian | None = None,
+) -> Search:
+    """The search that `config.algorithm` names, over the cells of `archive`.
+
+    Args:
+        archive: lends its cells; how they anneal is the algorithm's choice.
+        score_with_jacobian: for `cma_mega`, `cma_maega` and `omg_mega` alone.
+
+    Raises:
+        ConfigError: options that do not go together, or a Jacobian is needed and missing.
+    """
+    E, B, sigma = config.emitters, config.batch_size, config.sigma0
+    annealed = config.algorithm in ("cma_mae", "cma_maega")
+    archive = replace(
+        archive,
+        learning_rate=config.learning_rate if annealed else 1.0,
+        threshold_min=config.threshold_min if annealed else -math.inf,
+    )
+    emitter: Emitter
+    match config.algorithm:
+        case "map_elites":
+            emitter = Variation(E, B, sigma)
+        case "map_elites_line":
+            emitter = Variation(E, B, sigma, config.line_sigma)
+        case "omg_mega":
+            emitter = GradientOperator(E, B, sigma)
+        case "cma_me" | "cma_mae":
+            emitter = EvolutionStrategy(E, CMAES(B, sigma), _rules(config, archive))
+        case "cma_mega" | "cma_maega":
+            emitter = GradientArborescence(
+                E, B, len(archive.lower), sigma, config.step_size, config.optimizer,
+                _rules(config, archive),
+            )  # fmt: skip
+    if not isinstance(emitter, GradientEmitter):
+        score_with_jacobian = None
+    elif score_with_jacobian is None:
+        raise ConfigError(
+            f"search.algorithm '{config.algorithm}' follows gradients: "
+            "give make_search a score_with_jacobian."
+        )
+    return Search(score, score_with_jacobian, archive, emitter)
+
+
+_DEFAULT_RULES = {
+    "cma_me": Rules("2imp", "filter", "no_improvement"),
+    "cma_mae": Rules("imp", "mu", "basic"),
+    "cma_mega": Rules("2imp", "mu", "no_improvement"),
+    "cma_maega": Rules("imp", "filter", "basic"),
+}
+"""As published: arXiv 1912.02400, 2205.10752, 2106.03894, and Chang et al. 2024 for the last."""
+
+
+def _rules(config: SearchConfig, archive: Archive) -> Rules:
+    """The algorithm's own rules but for what `config` sets."""
+    default = _DEFAULT_RULES[config.algorithm]
+    ranker = default.ranker if config.ranker == "auto" else config.ranker
+    span = tuple(high - low for low, high in zip(archive.lower, archive.upper, strict=True))
+    return Rules(
+        ranker=ranker,
+        selection=default.selection if config.selection == "auto" else config.selection,
+        restart=default.restart if config.restart == "auto" else config.restart,
+        span=span if ranker == "rd" else (),
+    )
+
+
 def init(search: Search, params: Params, key: Key, latents: Latents) -> SearchState:
     """A state whose emitters start at the best of `latents` [N, D] by objective, N >= E."""
-    scoring_key, run_key = jax.random.split(key)
+    scoring_key, emitter_key, run_key = jax.random.split(key, 3)
     objective, _ = search.score(params, scoring_key, latents)
     worst_last = jnp.where(jnp.isnan(objective), -jnp.inf, objective)
     _, best = jax.lax.top_k(worst_last, search.emitter.emitters)
@@ -85,48 +179,43 @@ def init(search: Search, params: Params, key: Key, latents: Latents) -> SearchSt
     return SearchState(
         key=run_key,
         generation=jnp.zeros((), jnp.int32),
-        archive=archives.init(search.archive, size, dtype),
         elites=archives.init(search.elitist, size, dtype),
-        emitter=arborescence.init(search.emitter, latents[best]),
+        annealed=archives.init(search.archive, size, dtype) if search.annealed else None,
+        emitter=search.emitter.init(emitter_key, latents[best]),
         non_finite=(~jnp.isfinite(objective)).sum(dtype=jnp.int32),
     )
 
 
 def step(search: Search, params: Params, state: SearchState) -> SearchState:
-    """One generation: theta with its Jacobian, then ask, score, tell."""
-    theta_key, ask_key, score_key, restart_key = jax.random.split(
-        jax.random.fold_in(state.key, state.generation), 4
+    """One generation: ask, score, add to the archive, tell."""
+    points_key, jacobian_key, ask_key, score_key, tell_key = jax.random.split(
+        jax.random.fold_in(state.key, state.generation), 5
     )
-    theta = state.emitter.theta
-    objective, measures, jacobian = search.score_with_jacobian(params, theta_key, theta)
-    state, _ = add(search, state, theta, objective, measures)
+    gradients = None
+    if isinstance(search.emitter, GradientEmitter):
+        points = search.emitter.points(state.emitter, state.teacher, points_key)
+        assert search.score_with_jacobian is not None
+        objective, measures, jacobian = search.score_with_jacobian(params, jacobian_key, points)
+        state, _ = add(search, state, points, objective, measures)
+        gradients = Gradients(points, jacobian)
 
-    emitter, branches = arborescence.ask(search.emitter, state.emitter, ask_key, jacobian)
-    objective, measures = search.score(params, score_key, branches.latents)
-    state, insertion = add(search, state, branches.latents, objective, measures)
-
-    emitter, ended = arborescence.tell(search.emitter, emitter, branches, insertion)
-    emitter = jax.lax.cond(
-        ended.any() & state.archive.occupied.any(),
-        lambda: arborescence.restart(
-            search.emitter,
-            emitter,
-            ended,
-            archives.sample(state.archive, restart_key, search.emitter.emitters),
-        ),
-        lambda: arborescence.restart(search.emitter, emitter, ended, emitter.theta),
-    )
+    emitter, asked = search.emitter.ask(state.emitter, state.teacher, ask_key, gradients)
+    objective, measures = search.score(params, score_key, asked.latents)
+    state, insertion = add(search, state, asked.latents, objective, measures)
+    emitter = search.emitter.tell(emitter, state.teacher, tell_key, asked, insertion)
     return state.replace(emitter=emitter, generation=state.generation + 1)
 
 
 def add(
     search: Search, state: SearchState, latents: Latents, objective: Objective, measures: Measures
 ) -> tuple[SearchState, Insertion]:
-    """Offers scored latents to both archives; the annealed one's verdict is returned."""
-    archive, insertion = archives.add(search.archive, state.archive, latents, objective, measures)
-    elites, _ = archives.add(search.elitist, state.elites, latents, objective, measures)
+    """Offers scored latents to the archives; the verdict is that of the one that teaches."""
+    elites, insertion = archives.add(search.elitist, state.elites, latents, objective, measures)
+    annealed = state.annealed
+    if annealed is not None:
+        annealed, insertion = archives.add(search.archive, annealed, latents, objective, measures)
     non_finite = state.non_finite + (~insertion.finite).sum(dtype=jnp.int32)
-    return state.replace(archive=archive, elites=elites, non_finite=non_finite), insertion
+    return state.replace(elites=elites, annealed=annealed, non_finite=non_finite), insertion
 
 
 def run(
@@ -145,12 +234,12 @@ def run(
 def metrics(state: SearchState) -> Metrics:
     """Figures of the elites."""
     elites = state.elites
-    filled = elites.occupied
+    total = jnp.where(elites.occupied, elites.objective, 0).sum()
     return Metrics(
         qd_score=archives.qd_score(elites),
         coverage=archives.coverage(elites),
         best_objective=elites.objective.max(),
-        mean_objective=jnp.where(filled, elites.objective, 0).sum() / jnp.maximum(filled.sum(), 1),
-        restarts=state.emitter.restarts.sum(),
+        mean_objective=total / jnp.maximum(elites.count, 1),
+        restarts=state.emitter.restarts,
         non_finite=state.non_finite,
     )

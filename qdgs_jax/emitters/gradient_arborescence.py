@@ -6,28 +6,63 @@ theta. Fontaine and Nikolaidis, "Differentiable Quality Diversity", arXiv 2106.0
 in the variant of pyribs on which the published CMA-MAEGA results rest.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from qdgs_jax.archive import Insertion
-from qdgs_jax.emitters import cma_es
-from qdgs_jax.emitters.cma_es import CMAES, CMAESState
+from qdgs_jax.archive import ArchiveState, Insertion
+from qdgs_jax.emitters import Gradients
+from qdgs_jax.emitters.cma_es import CMAES, CMAESState, recombination_weights
+from qdgs_jax.emitters.rules import Rules, RulesState, elites_or, select
 from qdgs_jax.typing import Array, Key, Latents
+
+Optimizer = Literal["adam", "ascent"]
+
+
+class Ascent(struct.PyTreeNode):
+    """Where the emitters' gradient ascent stands, one row an emitter."""
+
+    theta: Array  # [E, D]
+    first_moment: Array  # [E, D], of Adam
+    second_moment: Array  # [E, D]
+    steps: Array  # [E] int32, since the last restart
+
+
+class ArborescenceState(struct.PyTreeNode):
+    """One row an emitter."""
+
+    ascent: Ascent
+    strategy: CMAESState  # over coefficients, n = 1 + M
+    rules: RulesState
+
+    @property
+    def restarts(self) -> Array:
+        """Of all emitters so far, [] int32."""
+        return self.rules.restarts.sum()
+
+
+class Branches(struct.PyTreeNode):
+    """What was asked."""
+
+    coefficients: Array  # [E, B, 1 + M]
+    latents: Latents  # [E * B, D], emitter by emitter
 
 
 @dataclass(frozen=True)
 class GradientArborescence:
-    """A bank of E emitters with B branches each.
+    """A bank of E emitters with B branches each; see `Emitter` in `qdgs_jax.emitters`.
 
     Attributes:
         emitters: E.
         batch_size: B, at least 2.
         measures: M, number of measures; the coefficients have 1 + M dimensions.
         sigma0: initial standard deviation of the coefficients.
-        step_size: learning rate of Adam on theta.
+        step_size: learning rate of the ascent on theta.
+        optimizer: `adam`, or `ascent`: the plain step.
+        rules: ranker, selection and restart rule.
     """
 
     emitters: int
@@ -35,132 +70,125 @@ class GradientArborescence:
     measures: int
     sigma0: float
     step_size: float
+    optimizer: Optimizer = "adam"
+    rules: Rules = field(default_factory=Rules)
 
     @property
     def strategy(self) -> CMAES:
         """The evolution strategy over gradient coefficients."""
-        return CMAES(1 + self.measures, self.batch_size, self.sigma0)
+        return CMAES(self.batch_size, self.sigma0)
 
+    @property
+    def evaluations(self) -> int:
+        """Latents scored in a generation: every theta and every branch."""
+        return self.emitters * (1 + self.batch_size)
 
-class ArborescenceState(struct.PyTreeNode):
-    """One row an emitter."""
+    def init(self, key: Key, latents: Latents) -> ArborescenceState:
+        """Emitters whose theta is `latents` [E, D]."""
+        return ArborescenceState(
+            ascent=Ascent(
+                theta=latents,
+                first_moment=jnp.zeros_like(latents),
+                second_moment=jnp.zeros_like(latents),
+                steps=jnp.zeros(self.emitters, jnp.int32),
+            ),
+            strategy=self.strategy.init(
+                jnp.zeros((self.emitters, 1 + self.measures), latents.dtype)
+            ),
+            rules=self.rules.init(key, self.emitters, latents.dtype),
+        )
 
-    theta: Array  # [E, D]
-    first_moment: Array  # [E, D], of Adam
-    second_moment: Array  # [E, D]
-    steps: Array  # [E] int32, of Adam since the last restart
-    strategy: CMAESState  # leading axis E
-    restarts: Array  # [E] int32
+    def points(self, state: ArborescenceState, archive: ArchiveState, key: Key) -> Latents:
+        """Theta [E, D]."""
+        return state.ascent.theta
 
+    def ask(
+        self,
+        state: ArborescenceState,
+        archive: ArchiveState,
+        key: Key,
+        gradients: Gradients | None = None,
+    ) -> tuple[ArborescenceState, Branches]:
+        """Branches theta + c J with c ~ N(mu, sigma^2 C).
 
-class Branches(struct.PyTreeNode):
-    """What was asked, to be told with the archive's verdict."""
+        The rows of J are normalised here; one that is not finite counts as zero.
+        """
+        assert gradients is not None
+        strategy, coefficients = self.strategy.ask(state.strategy, key)
+        return state.replace(strategy=strategy), branch(coefficients, gradients)
 
-    coefficients: Array  # [E, B, 1 + M]
-    latents: Array  # [E * B, D], emitter by emitter
+    def tell(
+        self,
+        state: ArborescenceState,
+        archive: ArchiveState,
+        key: Key,
+        asked: Branches,
+        insertion: Insertion,
+    ) -> ArborescenceState:
+        """Adapts coefficients and theta; emitters that ended begin anew at random elites."""
+        state, ended = self.learn(state, asked, insertion)
+        elite_key, rules_key = jax.random.split(key)
+        return jax.lax.cond(
+            ended.any(),
+            lambda: self.restart(
+                state, rules_key, ended, elites_or(state.ascent.theta, archive, elite_key)
+            ),
+            lambda: state,
+        )
 
-
-def init(emitter: GradientArborescence, theta: Latents) -> ArborescenceState:
-    """Emitters that start from `theta` [E, D]."""
-    origin = jnp.zeros((emitter.emitters, 1 + emitter.measures), theta.dtype)
-    return ArborescenceState(
-        theta=theta,
-        first_moment=jnp.zeros_like(theta),
-        second_moment=jnp.zeros_like(theta),
-        steps=jnp.zeros(emitter.emitters, jnp.int32),
-        strategy=jax.vmap(lambda mean: cma_es.init(emitter.strategy, mean))(origin),
-        restarts=jnp.zeros(emitter.emitters, jnp.int32),
-    )
-
-
-def ask(
-    emitter: GradientArborescence, state: ArborescenceState, key: Key, jacobian: Array
-) -> tuple[ArborescenceState, Branches]:
-    """Branches theta + c J with c ~ N(mu, sigma^2 C).
-
-    Args:
-        jacobian: [E, 1 + M, D], gradients of the objective and of each measure at theta. Rows are
-            normalised here; a row that is not finite counts as zero.
-    """
-    shape = (emitter.emitters, emitter.batch_size, 1 + emitter.measures)
-    return ask_with_normals(emitter, state, jax.random.normal(key, shape, jacobian.dtype), jacobian)
-
-
-def ask_with_normals(
-    emitter: GradientArborescence, state: ArborescenceState, normals: Array, jacobian: Array
-) -> tuple[ArborescenceState, Branches]:
-    """`ask`, with the standard normal draws [E, B, 1 + M] given."""
-    norm = jnp.linalg.norm(jacobian, axis=-1, keepdims=True)
-    directions = jnp.where(jnp.isfinite(norm), jacobian / (norm + 1e-8), 0)
-    strategy = cma_es.decompose(emitter.strategy, state.strategy)
-    coefficients = jax.vmap(cma_es.ask)(strategy, normals)
-    steps = jnp.einsum("ebm,emd->ebd", coefficients, directions, precision="highest")
-    latents = (state.theta[:, None] + steps).reshape(-1, state.theta.shape[-1])
-    return state.replace(strategy=strategy), Branches(coefficients, latents)
-
-
-def tell(
-    emitter: GradientArborescence,
-    state: ArborescenceState,
-    branches: Branches,
-    insertion: Insertion,
-) -> tuple[ArborescenceState, Array]:
-    """Learns from the archive's verdict on the branches.
-
-    Ranks by improvement (`imp`), takes the accepted branches as parents (`filter`), adapts the
-    strategy, and steps theta towards the parents' weighted mean.
-
-    Returns:
-        The state, and which emitters came to their end and want a `restart`, [E] bool.
-    """
-    E, B = emitter.emitters, emitter.batch_size
-
-    def tell_one(
-        state: ArborescenceState, coefficients: Array, latents: Array, insertion: Insertion
+    def learn(
+        self, state: ArborescenceState, asked: Branches, insertion: Insertion
     ) -> tuple[ArborescenceState, Array]:
-        order = jnp.flip(jnp.argsort(insertion.value))  # best first, the later of equals first
-        parents = insertion.accepted.sum()
-        strategy = cma_es.tell(emitter.strategy, state.strategy, coefficients[order], parents)
-        weights = cma_es.recombination_weights(B, parents, latents.dtype)
-        mean = jnp.matmul(weights, latents[order], precision="highest")
+        """The adapted state, and which emitters came to their end, [E] bool."""
+        rules, verdict = self.rules.judge(state.rules, insertion)
+        strategy = self.strategy.tell(
+            state.strategy, asked.coefficients, verdict.order, verdict.parents
+        )
+        latents = asked.latents.reshape(self.emitters, self.batch_size, -1)
+        weights = recombination_weights(verdict.order, verdict.parents, latents.dtype)
         # Without a parent the mean is an empty sum: theta is drawn towards the origin, the mean
         # image. The published results contain that pull, and are worse without it.
-        moved = _adam(emitter, state, mean - state.theta)
-        best, worst = insertion.value[order[0]], insertion.value[order[-1]]
-        flat = ~(best - worst >= 1e-12)  # also when no branch is finite
-        return moved.replace(strategy=strategy), cma_es.should_stop(strategy) | flat
+        mean = jnp.einsum("eb,ebd->ed", weights, latents, precision="highest")
+        step = self._adam if self.optimizer == "adam" else self._plain
+        state = ArborescenceState(
+            ascent=step(state.ascent, mean - state.ascent.theta), strategy=strategy, rules=rules
+        )
+        return state, verdict.ended | self.strategy.should_stop(strategy)
 
-    per_emitter = jax.tree.map(lambda field: field.reshape(E, B, *field.shape[1:]), insertion)
-    return jax.vmap(tell_one)(
-        state, branches.coefficients, branches.latents.reshape(E, B, -1), per_emitter
-    )
+    def restart(
+        self, state: ArborescenceState, key: Key, which: Array, latents: Latents
+    ) -> ArborescenceState:
+        """Begins anew from `latents` [E, D] where `which` [E] says so."""
+        fresh = self.init(key, latents)
+        return ArborescenceState(
+            ascent=select(which, fresh.ascent, state.ascent),
+            strategy=select(which, fresh.strategy, state.strategy),
+            rules=self.rules.begin_anew(state.rules, key, which, latents.dtype),
+        )
+
+    def _plain(self, ascent: Ascent, gradient: Array) -> Ascent:
+        return ascent.replace(
+            theta=ascent.theta + self.step_size * gradient, steps=ascent.steps + 1
+        )
+
+    def _adam(self, ascent: Ascent, gradient: Array) -> Ascent:
+        """Kingma and Ba, arXiv 1412.6980, the last formula of section 2.
+
+        The epsilon is added to sqrt(v) without its bias correction, unlike optax's.
+        """
+        beta1, beta2 = 0.9, 0.999
+        t = ascent.steps + 1
+        m = beta1 * ascent.first_moment + (1 - beta1) * gradient
+        v = beta2 * ascent.second_moment + (1 - beta2) * gradient**2
+        rate = self.step_size * jnp.sqrt(1 - beta2**t) / (1 - beta1**t)
+        theta = ascent.theta + rate[:, None] * m / (jnp.sqrt(v) + 1e-8)
+        return Ascent(theta=theta, first_moment=m, second_moment=v, steps=t)
 
 
-def restart(
-    emitter: GradientArborescence, state: ArborescenceState, which: Array, theta: Latents
-) -> ArborescenceState:
-    """Begins anew from `theta` [E, D] where `which` [E] says so."""
-    fresh = init(emitter, theta).replace(restarts=state.restarts + 1)
-    return jax.tree.map(
-        lambda new, old: jnp.where(which.reshape(-1, *[1] * (new.ndim - 1)), new, old), fresh, state
-    )
-
-
-def _adam(
-    emitter: GradientArborescence, state: ArborescenceState, gradient: Array
-) -> ArborescenceState:
-    """One ascent step on theta (Kingma and Ba, arXiv 1412.6980, section 2, last formula).
-
-    The epsilon is added to sqrt(v) without its bias correction, unlike optax's.
-    """
-    beta1, beta2 = 0.9, 0.999
-    t = state.steps + 1
-    m = beta1 * state.first_moment + (1 - beta1) * gradient
-    v = beta2 * state.second_moment + (1 - beta2) * gradient**2
-    rate = emitter.step_size * jnp.sqrt(1 - beta2**t) / (1 - beta1**t)
-    return state.replace(
-        theta=state.theta + rate * m / (jnp.sqrt(v) + 1e-8),
-        first_moment=m,
-        second_moment=v,
-        steps=t,
-    )
+def branch(coefficients: Array, gradients: Gradients) -> Branches:
+    """Branches [P * B, D] of P points, `coefficients` [P, B, 1 + M] far along unit gradients."""
+    points, jacobian = gradients.points, gradients.jacobian
+    norm = jnp.linalg.norm(jacobian, axis=-1, keepdims=True)
+    directions = jnp.where(jnp.isfinite(norm), jacobian / (norm + 1e-8), 0)
+    steps = jnp.matmul(coefficients, directions, precision="highest")
+    return Branches(coefficients, (points[:, None] + steps).reshape(-1, points.shape[-1]))

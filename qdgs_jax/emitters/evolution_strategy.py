@@ -1,0 +1,115 @@
+"""The emitter of CMA-ME and CMA-MAE: an evolution strategy over latents, many at once.
+
+The archive's verdict on a batch stands in for the objective. Fontaine et al., "Covariance Matrix
+Adaptation for the Rapid Illumination of Behavior Space", arXiv 1912.02400, algorithm 2.
+"""
+
+from dataclasses import dataclass
+
+import jax
+from flax import struct
+
+from qdgs_jax.archive import ArchiveState, Insertion
+from qdgs_jax.emitters import Gradients, State, Strategy
+from qdgs_jax.emitters.rules import Rules, RulesState, elites_or, select
+from qdgs_jax.typing import Array, Key, Latents
+
+
+class EvolutionStrategyState(struct.PyTreeNode):
+    """One row an emitter."""
+
+    strategy: State
+    rules: RulesState
+
+    @property
+    def restarts(self) -> Array:
+        """Of all emitters so far, [] int32."""
+        return self.rules.restarts.sum()
+
+
+class Population(struct.PyTreeNode):
+    """What was asked."""
+
+    solutions: Array  # [E, B, D]
+
+    @property
+    def latents(self) -> Latents:
+        """[E * B, D], emitter by emitter."""
+        return self.solutions.reshape(-1, self.solutions.shape[-1])
+
+
+@dataclass(frozen=True)
+class EvolutionStrategy:
+    """A bank of E emitters; see `Emitter` in `qdgs_jax.emitters`.
+
+    Attributes:
+        emitters: E.
+        strategy: the search distribution: `CMAES`, or `Evosax` for many dimensions.
+        rules: ranker, selection and restart rule.
+    """
+
+    emitters: int
+    strategy: Strategy
+    rules: Rules
+
+    @property
+    def evaluations(self) -> int:
+        """Latents scored in a generation."""
+        return self.emitters * self.strategy.batch_size
+
+    def init(self, key: Key, latents: Latents) -> EvolutionStrategyState:
+        """Emitters that start from `latents` [E, D]."""
+        return EvolutionStrategyState(
+            strategy=self.strategy.init(latents),
+            rules=self.rules.init(key, self.emitters, latents.dtype),
+        )
+
+    def ask(
+        self,
+        state: EvolutionStrategyState,
+        archive: ArchiveState,
+        key: Key,
+        gradients: Gradients | None = None,
+    ) -> tuple[EvolutionStrategyState, Population]:
+        """Samples every emitter's distribution."""
+        strategy, solutions = self.strategy.ask(state.strategy, key)
+        return state.replace(strategy=strategy), Population(solutions)
+
+    def tell(
+        self,
+        state: EvolutionStrategyState,
+        archive: ArchiveState,
+        key: Key,
+        asked: Population,
+        insertion: Insertion,
+    ) -> EvolutionStrategyState:
+        """Adapts the distributions, and begins those that ended anew at random elites."""
+        state, ended = self.learn(state, asked, insertion)
+        elite_key, rules_key = jax.random.split(key)
+        return jax.lax.cond(
+            ended.any(),
+            lambda: self.restart(
+                state, rules_key, ended, elites_or(asked.solutions[:, 0], archive, elite_key)
+            ),
+            lambda: state,
+        )
+
+    def learn(
+        self, state: EvolutionStrategyState, asked: Population, insertion: Insertion
+    ) -> tuple[EvolutionStrategyState, Array]:
+        """The adapted state, and which emitters came to their end, [E] bool."""
+        rules, verdict = self.rules.judge(state.rules, insertion)
+        strategy = self.strategy.tell(
+            state.strategy, asked.solutions, verdict.order, verdict.parents
+        )
+        ended = verdict.ended | self.strategy.should_stop(strategy)
+        return EvolutionStrategyState(strategy=strategy, rules=rules), ended
+
+    def restart(
+        self, state: EvolutionStrategyState, key: Key, which: Array, latents: Latents
+    ) -> EvolutionStrategyState:
+        """Begins anew from `latents` [E, D] where `which` [E] says so."""
+        return EvolutionStrategyState(
+            strategy=select(which, self.strategy.init(latents), state.strategy),
+            rules=self.rules.begin_anew(state.rules, key, which, latents.dtype),
+        )

@@ -1,0 +1,125 @@
+"""How an emitter learns: who ranks first, who becomes a parent, when to begin anew.
+
+These three choices are what sets CMA-ME, CMA-MAE, CMA-MEGA and CMA-MAEGA apart.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from qdgs_jax import archive as archives
+from qdgs_jax.archive import ArchiveState, Insertion
+from qdgs_jax.emitters import State
+from qdgs_jax.typing import Array, Key, Latents
+
+Ranker = Literal["imp", "2imp", "obj", "rd"]
+Selection = Literal["filter", "mu"]
+Restart = Literal["basic", "no_improvement"] | int
+
+
+class RulesState(struct.PyTreeNode):
+    """What the rules remember of E emitters."""
+
+    told: Array  # [] int32, generations
+    restarts: Array  # [E] int32
+    direction: Array | None  # [E, M], along which ranker `rd` sorts
+
+
+class Verdict(struct.PyTreeNode):
+    """What the rules make of a batch."""
+
+    order: Array  # [E, B], rows of each emitter's batch, best first
+    parents: Array  # [E] int32, how many of the best teach
+    ended: Array  # [E] bool: begin anew
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Ranker, selection and restart rule.
+
+    Attributes:
+        ranker: what a batch is sorted by. `imp`: value, the improvement on the cell's threshold;
+            `2imp`: new cells first, then improved ones, each by value; `obj`: objective; `rd`:
+            place along a random direction of the measures.
+        selection: `filter`: the accepted teach; `mu`: the better half does.
+        restart: `basic`: begin anew only when the strategy is spent or the batch is flat;
+            `no_improvement`: also when none was accepted; a number: also every so many generations.
+        span: extent of the archive along each measure, for ranker `rd` alone.
+    """
+
+    ranker: Ranker = "imp"
+    selection: Selection = "filter"
+    restart: Restart = "basic"
+    span: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.ranker == "rd") != bool(self.span):
+            raise ValueError("ranker 'rd', and no other, needs the `span` of the archive")
+
+    def init(self, key: Key, emitters: int, dtype: jnp.dtype) -> RulesState:
+        """The memory of E fresh emitters."""
+        direction = None
+        if self.ranker == "rd":
+            normals = jax.random.normal(key, (emitters, len(self.span)), dtype)
+            direction = normals * jnp.asarray(self.span, dtype)
+        return RulesState(
+            told=jnp.zeros((), jnp.int32),
+            restarts=jnp.zeros(emitters, jnp.int32),
+            direction=direction,
+        )
+
+    def judge(self, state: RulesState, insertion: Insertion) -> tuple[RulesState, Verdict]:
+        """Ranks a batch [E * B], emitter by emitter."""
+        E = len(state.restarts)
+        batches = jax.tree.map(lambda field: field.reshape(E, -1, *field.shape[1:]), insertion)
+        keys = self._keys(state, batches)
+        # Best first, and the later of equals first.
+        order = jnp.flip(jnp.lexsort(keys[::-1], axis=-1), axis=-1)
+        ends = order[:, jnp.array([0, -1])]
+        squared = sum(jnp.diff(jnp.take_along_axis(key, ends, axis=1))[:, 0] ** 2 for key in keys)
+        accepted = batches.accepted.sum(axis=1, dtype=jnp.int32)
+        half = jnp.full(E, order.shape[1] // 2, jnp.int32)
+        told = state.told + 1
+        ended = ~(jnp.sqrt(squared) >= 1e-12)  # flat; also when no score is finite
+        if self.restart == "no_improvement":
+            ended |= accepted == 0
+        elif self.restart != "basic":
+            ended |= told % self.restart == 0
+        parents = accepted if self.selection == "filter" else half
+        return state.replace(told=told), Verdict(order=order, parents=parents, ended=ended)
+
+    def begin_anew(self, state: RulesState, key: Key, which: Array, dtype: jnp.dtype) -> RulesState:
+        """Counts the restarts of `which` [E] emitters and draws them new directions."""
+        fresh = self.init(key, len(which), dtype)
+        return state.replace(
+            restarts=state.restarts + which,
+            direction=select(which, fresh.direction, state.direction),
+        )
+
+    def _keys(self, state: RulesState, batches: Insertion) -> tuple[Array, ...]:
+        """What to sort by [E, B], the weightiest first; of what is not finite, -inf."""
+        match self.ranker:
+            case "imp":
+                return (batches.value,)
+            case "2imp":
+                return batches.status.astype(batches.value.dtype), batches.value
+            case "obj":
+                return (batches.objective,)
+            case "rd":
+                place = jnp.einsum("ebm,em->eb", batches.measures, state.direction)
+                return (jnp.where(batches.finite, place, -jnp.inf),)
+
+
+def elites_or(latents: Latents, archive: ArchiveState, key: Key) -> Latents:
+    """Random elites to begin anew from, as many as `latents`; those while there is no elite."""
+    return jnp.where(archive.count > 0, archives.sample(archive, key, len(latents)), latents)
+
+
+def select(which: Array, new: State, old: State) -> State:
+    """Leaf by leaf, `new` for the emitters `which` [E] names, `old` for the others."""
+    return jax.tree.map(
+        lambda new, old: jnp.where(which.reshape(-1, *[1] * (new.ndim - 1)), new, old), new, old
+    )

@@ -1,0 +1,125 @@
+"""CMA-ES against pyribs' in float64, with the same normal draws.
+
+An eigenbasis is not unique where eigenvalues coincide, as they do after a start, and two LAPACKs
+choose differently. So the draws are given as seen from outside: m + sigma B D (B' z) is the same
+for every choice of B.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ribs.emitters.opt import CMAEvolutionStrategy
+
+from qdgs_jax.emitters.cma_es import CMAES, CMAESState, recombination_weights
+
+
+class Draws:
+    """Stands in for numpy's generator: hands out the normals it was given."""
+
+    def __init__(self, es: CMAEvolutionStrategy) -> None:
+        self.es = es
+
+    def normal(self, loc: float, scale: float, size: tuple[int, ...]) -> np.ndarray:
+        assert self.normals.shape == size
+        return loc + scale * self.normals @ self.es.cov.eigenbasis
+
+
+def pyribs(es: CMAES, mean: np.ndarray) -> CMAEvolutionStrategy:
+    theirs = CMAEvolutionStrategy(es.sigma0, len(mean), es.batch_size, seed=0)
+    theirs.reset(mean)
+    theirs._rng = Draws(theirs)
+    return theirs
+
+
+def assert_same(state: CMAESState, theirs: list[CMAEvolutionStrategy], tolerance: float) -> None:
+    for e, them in enumerate(theirs):
+        np.testing.assert_allclose(state.mean[e], them.mean, rtol=0, atol=tolerance)
+        for ours, other in [
+            (state.sigma, them.sigma),
+            (state.path_c, them.pc),
+            (state.path_sigma, them.ps),
+            (state.covariance, them.cov.cov),
+            (state.eigenvalues, them.cov.eigenvalues),
+            (state.evaluations, them.current_eval),
+            (state.decomposed_at, them.cov.updated_eval),
+        ]:
+            scale = np.abs(other).max() or 1.0
+            np.testing.assert_allclose(ours[e] / scale, other / scale, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(2, 4), (3, 15), (10, 36)])
+def test_trace_is_that_of_pyribs(n: int, batch_size: int) -> None:
+    """200 generations of three emitters on an ellipsoid with 0, 1, half or all as parents."""
+    rng = np.random.default_rng(n)
+    es = CMAES(batch_size, sigma0=0.5)
+    means = rng.normal(size=(3, n))
+    theirs = [pyribs(es, mean) for mean in means]
+    with jax.enable_x64(True):
+        state = es.init(jnp.asarray(means))
+        tell = jax.jit(es.tell)
+
+        @jax.jit
+        def ask(state: CMAESState, normals: jax.Array) -> tuple[CMAESState, jax.Array]:
+            state = es.decompose(state)
+            return es.ask_with_normals(state, normals @ state.eigenbasis)
+
+        for _ in range(200):
+            normals = rng.normal(size=(3, batch_size, n))
+            state, solutions = ask(state, jnp.asarray(normals))
+            parents = rng.choice([0, 1, batch_size // 2, batch_size], size=3)
+            order = np.argsort((solutions**2 * np.arange(1, n + 1)).sum(-1), axis=-1)
+            state = tell(state, solutions, jnp.asarray(order), jnp.asarray(parents))
+            for e, them in enumerate(theirs):
+                them._rng.normals = normals[e]
+                expected = them.ask()
+                np.testing.assert_allclose(solutions[e], expected, rtol=0, atol=1e-9)
+                them.tell(order[e], order[e], int(parents[e]))
+            assert_same(state, theirs, 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("change", "stops"),
+    [
+        ({}, False),
+        ({"sigma": 0.9e-11}, True),
+        ({"eigenvalues": [1.0, 0.9e-14]}, True),
+        ({"eigenvalues": [1.0, 1.1e-14]}, False),
+    ],
+)
+def test_stops_like_pyribs(change: dict[str, object], stops: bool) -> None:
+    with jax.enable_x64(True):
+        es = CMAES(4, sigma0=1.0)
+        state = es.init(jnp.zeros((1, 2)))
+        state = state.replace(**{name: jnp.asarray([value]) for name, value in change.items()})
+        assert bool(es.should_stop(state)[0]) == stops
+
+
+@pytest.mark.parametrize("parents", [1, 2, 7])
+def test_weights_are_those_of_the_ranked_parents(parents: int) -> None:
+    order = jnp.array([[3, 1, 0, 6, 5, 2, 4]])
+    weights = recombination_weights(order, jnp.array([parents]), jnp.float32)[0]
+    expected = np.log(parents + 0.5) - np.log(np.arange(1, parents + 1))
+    np.testing.assert_allclose(weights[order[0, :parents]], expected / expected.sum(), rtol=1e-5)
+    np.testing.assert_array_equal(weights[order[0, parents:]], 0)
+
+
+def test_no_parent_no_weight() -> None:
+    weights = recombination_weights(jnp.array([[1, 0]]), jnp.array([0]), jnp.float32)
+    np.testing.assert_array_equal(weights, 0)
+
+
+def test_emitters_do_not_touch_each_other() -> None:
+    """One emitter's trace is the same in company, also while another waits for decomposition."""
+    es = CMAES(6, sigma0=0.3)
+    mean = jax.random.normal(jax.random.key(0), (2, 4))
+    both, alone = es.init(mean), es.init(mean[:1])
+    ask, tell = jax.jit(es.ask_with_normals), jax.jit(es.tell)
+    for generation in range(30):
+        normals = jax.random.normal(jax.random.key(generation), (2, 6, 4))
+        both, solutions = ask(both, normals)
+        alone, single = ask(alone, normals[:1])
+        np.testing.assert_allclose(solutions[:1], single, rtol=1e-4, atol=1e-5)
+        order = jnp.argsort((solutions**2).sum(-1), axis=-1)
+        both = tell(both, solutions, order, jnp.array([3, generation % 4]))
+        alone = tell(alone, single, order[:1], jnp.array([3]))

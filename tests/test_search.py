@@ -1,0 +1,241 @@
+"""The loop: reproducible, compiled once, fit for other people's programs."""
+
+import dataclasses
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qdgs_jax import search as searches
+from qdgs_jax.archive import CVTArchive, GridArchive
+from qdgs_jax.config import SearchConfig
+from qdgs_jax.errors import ConfigError
+from qdgs_jax.search import Search, SearchState, init, make_search, run, step
+
+D, SAMPLES = 6, 20
+GRID = GridArchive(cells=(10, 10), lower=(-6.0, -6.0), upper=(6.0, 6.0))
+ALGORITHMS = [
+    "map_elites", "map_elites_line", "cma_me", "cma_mae", "omg_mega", "cma_mega", "cma_maega",
+]  # fmt: skip
+FAMILIES = ["map_elites_line", "cma_me", "omg_mega", "cma_maega"]
+run_jitted = jax.jit(run, static_argnums=(0, 3))
+
+
+def score(params: jax.Array, key: jax.Array, latents: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A sphere about `params` [D], and the sums of either half as measures."""
+    halves = latents.reshape(-1, 2, D // 2).sum(axis=-1)
+    return 100 - ((latents - params) ** 2).sum(axis=-1), halves
+
+
+def score_with_jacobian(
+    params: jax.Array, key: jax.Array, latents: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    objective, measures = score(params, key, latents)
+    rows = jnp.repeat(jnp.eye(2), D // 2, axis=1)
+    jacobian = jnp.concatenate(
+        [-2 * (latents - params)[:, None], jnp.broadcast_to(rows, (len(latents), 2, D))], axis=1
+    )
+    return objective, measures, jacobian
+
+
+@pytest.fixture(params=FAMILIES)
+def search(request: pytest.FixtureRequest) -> Search:
+    return toy(algorithm=request.param)
+
+
+def toy(**options: object) -> Search:
+    config = SearchConfig(**{"emitters": 3, "batch_size": 5, **options})
+    return make_search(config, GRID, score, score_with_jacobian)
+
+
+def begin(search: Search, seed: int = 0) -> SearchState:
+    key, latents_key = jax.random.split(jax.random.key(seed))
+    latents = jax.random.normal(latents_key, (SAMPLES, D))
+    return jax.jit(init, static_argnums=0)(search, jnp.ones(D), key, latents)
+
+
+def assert_equal(left: object, right: object) -> None:
+    for one, other in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
+            one, other = jax.random.key_data(one), jax.random.key_data(other)
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_fills_the_archive_and_counts_its_evaluations(algorithm: str) -> None:
+    search, calls = toy(algorithm=algorithm), []
+    counted = dataclasses.replace(
+        search,
+        score=lambda p, k, x: calls.append(len(x)) or score(p, k, x),
+        score_with_jacobian=search.score_with_jacobian
+        and (lambda p, k, x: calls.append(len(x)) or score_with_jacobian(p, k, x)),
+    )
+    state = begin(search)
+    jax.eval_shape(partial(step, counted), jnp.ones(D), state)
+    assert sum(calls) == search.evaluations_per_generation
+    state, metrics = run_jitted(search, jnp.ones(D), state, 60)
+    assert int(state.generation) == 60
+    assert metrics.coverage > 0.3
+    assert 90 < metrics.best_objective <= 100
+    assert metrics.qd_score == pytest.approx(float(np.maximum(state.elites.objective, 0).sum()))
+    assert metrics.mean_objective == pytest.approx(
+        float(state.elites.objective[state.elites.occupied].mean()), rel=1e-5
+    )
+    assert metrics.non_finite == 0
+
+
+def test_elites_hold_true_scores_and_the_best_of_each_cell() -> None:
+    search = toy()
+    state, _ = run_jitted(search, jnp.ones(D), begin(search), 60)
+    elites, filled = state.elites, np.flatnonzero(state.elites.occupied)
+    objective, measures = score(jnp.ones(D), jax.random.key(0), elites.latents[filled])
+    np.testing.assert_allclose(objective, elites.objective[filled], rtol=1e-5)
+    np.testing.assert_array_equal(search.archive.index_of(measures), filled)
+    assert state.annealed is not None
+    assert np.all(elites.objective >= state.annealed.objective)
+    assert np.any(elites.objective > state.annealed.objective)
+
+
+def test_scan_is_the_python_loop_and_parts_are_the_whole(search: Search) -> None:
+    state = begin(search)
+    one = jax.jit(step, static_argnums=0)
+    looped = state
+    for _ in range(6):
+        looped = one(search, jnp.ones(D), looped)
+    whole, _ = run_jitted(search, jnp.ones(D), state, 6)
+    parts, _ = run_jitted(search, jnp.ones(D), state, 3)
+    parts, _ = run_jitted(search, jnp.ones(D), parts, 3)
+    assert_equal(whole, parts)
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(looped), strict=True):
+        if not jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_same_seed_same_archive_other_seed_another() -> None:
+    search = toy()
+    first, again, other = (
+        run_jitted(search, jnp.ones(D), begin(search, seed), 5)[0] for seed in (0, 0, 1)
+    )
+    assert_equal(first, again)
+    assert np.any(first.elites.objective != other.elites.objective)
+
+
+def test_compiled_once_for_a_whole_run() -> None:
+    search, traces = toy(), []
+
+    def traced(params: jax.Array, key: jax.Array, latents: jax.Array) -> object:
+        traces.append(latents.shape)
+        return score(params, key, latents)
+
+    search = dataclasses.replace(search, score=traced)
+    advance = jax.jit(run, static_argnums=(0, 3), donate_argnums=2)
+    state = begin(search)
+    before = len(traces)
+    for _ in range(4):
+        state, _ = advance(search, jnp.ones(D), state, 2)
+    assert len(traces) == before + 1
+    assert advance._cache_size() == 1
+
+
+def test_weights_are_arguments() -> None:
+    """Nobody's weights, here of 6,000 numbers, are baked into the program."""
+
+    def scored(params: jax.Array, key: jax.Array, latents: jax.Array) -> object:
+        return score(params[:D], key, latents)
+
+    search = dataclasses.replace(toy(algorithm="cma_mae"), score=scored)
+    params = jnp.ones(1000 * D)
+    jaxpr = jax.make_jaxpr(run, static_argnums=(0, 3))(search, params, begin(search), 2)
+    assert sum(np.size(constant) for constant in jaxpr.consts) < 100
+    text = run_jitted.lower(search, params, begin(search), 2).as_text()
+    assert len(text) < 1e6
+
+
+def test_runs_inside_somebody_elses_program() -> None:
+    """Under jit with weights that are being trained, under vmap over seeds, through a scan."""
+    search = toy(algorithm="cma_me")
+
+    @jax.jit
+    def outer(params: jax.Array, seeds: jax.Array) -> jax.Array:
+        def one(seed: jax.Array) -> jax.Array:
+            latents = jax.random.normal(jax.random.key(seed), (SAMPLES, D))
+            state = init(search, params, jax.random.key(seed), latents)
+            return run(search, params, state, 3)[1].coverage
+
+        return jax.vmap(one)(seeds)
+
+    coverage = outer(jnp.ones(D), jnp.arange(2))
+    assert coverage.shape == (2,)
+    assert np.all(coverage > 0)
+
+
+def test_state_can_be_donated_also_when_init_was_not_jitted(search: Search) -> None:
+    state = init(search, jnp.ones(D), jax.random.key(0), jnp.ones((SAMPLES, D)))
+    leaves = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)]
+    advance = jax.jit(run, static_argnums=(0, 3), donate_argnums=2)
+    after, _ = advance(search, jnp.ones(D), state, 2)
+    assert state.elites.latents.is_deleted()
+    assert len(leaves) == len(jax.tree.leaves(after))
+
+
+def test_scores_that_are_not_finite_are_left_out_and_counted(search: Search) -> None:
+    def broken(params: jax.Array, key: jax.Array, latents: jax.Array) -> object:
+        objective, measures = score(params, key, latents)
+        bad = latents[:, 0] > 0.5
+        return jnp.where(bad, jnp.nan, objective), jnp.where(bad[:, None], jnp.inf, measures)
+
+    def broken_with_jacobian(params: jax.Array, key: jax.Array, latents: jax.Array) -> object:
+        jacobian = score_with_jacobian(params, key, latents)[2]
+        bad = (latents[:, 0] > 0.5)[:, None, None]
+        return *broken(params, key, latents), jnp.where(bad, jnp.nan, jacobian)
+
+    gradients = search.score_with_jacobian and broken_with_jacobian
+    search = dataclasses.replace(search, score=broken, score_with_jacobian=gradients)
+    state, metrics = run_jitted(search, jnp.ones(D), begin(search), 40)
+    filled = np.asarray(state.elites.occupied)
+    assert metrics.non_finite > 0
+    assert filled.any()
+    assert np.isfinite(state.elites.latents).all()
+    assert np.all(state.elites.latents[filled][:, 0] <= 0.5)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.emitter))
+
+
+def test_emitters_start_at_the_best_samples() -> None:
+    search, state = toy(), begin(toy())
+    latents = jax.random.normal(jax.random.split(jax.random.key(0))[1], (SAMPLES, D))
+    objective = score(jnp.ones(D), jax.random.key(0), latents)[0]
+    best = latents[jnp.argsort(-objective)[: search.emitter.emitters]]
+    np.testing.assert_array_equal(state.emitter.ascent.theta, best)
+
+
+def test_any_archive_serves() -> None:
+    rng = np.random.default_rng(0)
+    points = tuple(map(tuple, rng.uniform(-6, 6, (30, 2)).tolist()))
+    archive = CVTArchive(points, GRID.lower, GRID.upper)
+    config = SearchConfig(algorithm="cma_mae", ranker="rd", emitters=3, batch_size=5)
+    search = make_search(config, archive, score)
+    _, metrics = run_jitted(search, jnp.ones(D), begin(search), 20)
+    assert metrics.coverage > 0.3
+
+
+def test_no_gradient_is_taken_without_need() -> None:
+    assert toy(algorithm="cma_mae").score_with_jacobian is None
+    with pytest.raises(ConfigError, match="'cma_mega' follows gradients"):
+        make_search(SearchConfig(algorithm="cma_mega"), GRID, score)
+    with pytest.raises(ValueError, match="give score_with_jacobian"):
+        dataclasses.replace(toy(), score_with_jacobian=None)
+
+
+def test_options_reach_the_emitter() -> None:
+    search = toy(algorithm="cma_maega", ranker="rd", selection="mu", restart=7, optimizer="ascent")
+    rules = search.emitter.rules
+    assert (rules.ranker, rules.selection, rules.restart) == ("rd", "mu", 7)
+    assert rules.span == (12.0, 12.0)
+    assert search.emitter.optimizer == "ascent"
+    assert toy(algorithm="cma_me").emitter.rules.restart == "no_improvement"
+    assert (search.archive.learning_rate, search.archive.threshold_min) == (0.02, 0.0)
+    assert toy(algorithm="cma_me").archive.threshold_min == -math.inf
+    assert searches.Search.annealed.fget(search)
