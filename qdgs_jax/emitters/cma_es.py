@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import scipy.linalg  # type: ignore[import-untyped]  # noqa: F401  # loads the BLAS that XLA uses
+import threadpoolctl  # type: ignore[import-untyped]
 from flax import struct
 
 from qdgs_jax.typing import Array, Key
@@ -145,7 +147,7 @@ class CMAES:
 
         def renew(state: CMAESState) -> CMAESState:
             C = jnp.maximum(state.covariance, state.covariance.mT)  # forces symmetry
-            eigenvalues, eigenbasis = jnp.linalg.eigh(C, symmetrize_input=False)
+            eigenvalues, eigenbasis = _eigh(C)
             return state.replace(
                 covariance=jnp.where(due[:, None, None], C, state.covariance),
                 eigenbasis=jnp.where(due[:, None, None], eigenbasis, state.eigenbasis),
@@ -154,6 +156,38 @@ class CMAES:
             )
 
         return jax.lax.cond(due.any(), renew, lambda state: state, state)
+
+
+def _eigh(C: Array) -> tuple[Array, Array]:
+    """Eigenvalues [E, n] and eigenbases [E, n, n] of symmetric matrices [E, n, n].
+
+    On a CPU, XLA decomposes the matrices of a batch at once from several threads, which can hang
+    scipy's OpenBLAS where that is threaded itself. Then large ones take their turn, in several
+    times the time: call `single_threaded_blas` first. (Below LAPACK's block size of 32, BLAS does
+    not thread.)
+    """
+
+    def one(C: Array) -> tuple[Array, Array]:
+        eigenvalues, eigenbasis = jnp.linalg.eigh(C, symmetrize_input=False)
+        return eigenvalues, eigenbasis
+
+    if C.shape[-1] < 32 or not _blas_is_threaded():
+        return one(C)
+    in_turn = jax.vmap(jax.custom_batching.sequential_vmap(one))
+    return jax.lax.platform_dependent(C, cpu=in_turn, default=one)
+
+
+def single_threaded_blas() -> None:
+    """Keeps numpy's and scipy's BLAS to one thread in this process, to leave the cores to XLA."""
+    threadpoolctl.threadpool_limits(1, user_api="blas")
+
+
+def _blas_is_threaded() -> bool:
+    return any(
+        library["num_threads"] > 1
+        for library in threadpoolctl.threadpool_info()
+        if library["user_api"] == "blas"
+    )
 
 
 def recombination_weights(order: Array, parents: Array, dtype: jnp.dtype) -> Array:
