@@ -5,6 +5,7 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from qdgs_jax.typing import Array, Images, Key, Latents, Params
 
@@ -75,7 +76,7 @@ class TransposedConv(nn.Module):
     def __call__(self, x: Array) -> Array:
         n, height, width, channels = x.shape
         kernel, bias = _weights(self, 4, channels, self.features)
-        taps = jnp.array([[2, 3], [0, 1]])  # [input x[i-1] or x[i], output 2i-1 or 2i]
+        taps = np.array([[2, 3], [0, 1]])  # [input x[i-1] or x[i], output 2i-1 or 2i]
         # [a, b, C, p, q, F]: input offsets a, b; output phases p, q
         phases = kernel[taps[:, None, :, None], taps[None, :, None, :]].transpose(0, 1, 4, 2, 3, 5)
         y = _columns(x, size=2, stride=1) @ phases.reshape(4 * channels, 4 * self.features)

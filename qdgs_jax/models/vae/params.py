@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -11,9 +10,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from flax import traverse_util
-from safetensors.numpy import save_file
 
+from qdgs_jax import files
 from qdgs_jax.errors import CheckpointError
 from qdgs_jax.models.checkpoint import read_tensors
 from qdgs_jax.models.vae.modeling import VAEConfig, init
@@ -61,10 +61,8 @@ def save(folder: str | Path, config: VAEConfig, params: Params) -> None:
         tensor = np.asarray(ordered).transpose(np.argsort(row.axes)).reshape(row.shape)
         tensors[row.source] = np.ascontiguousarray(tensor)
     values = {"model_type": "shapes_vae", **dataclasses.asdict(config)}
-    (folder / ".config.json").write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(folder / ".config.json", folder / "config.json")
-    save_file(tensors, folder / f".{WEIGHTS}")
-    os.replace(folder / f".{WEIGHTS}", folder / WEIGHTS)
+    files.write(folder / "config.json", json.dumps(values, indent=2) + "\n")
+    files.write(folder / WEIGHTS, safetensors.numpy.save(tensors, {"format": "pt"}))
 
 
 def table(config: VAEConfig) -> list[Row]:
