@@ -125,7 +125,7 @@ class SearchConfig:
     sigma0: Positive = 0.5
     """Initial standard deviation: of the gradient coefficients, or else of the latents."""
     step_size: Positive = 0.5
-    """Learning rate of the gradient ascent on latents (`cma_mega`, `cma_maega`)."""
+    """Learning rate of the ascent on latents (`cma_mega`, `cma_maega`, strategy `openai_es`)."""
     optimizer: Literal["adam", "ascent"] = "adam"
     """How the latents ascend: Adam, or the plain step."""
     line_sigma: Positive = 0.2

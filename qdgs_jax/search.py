@@ -21,9 +21,10 @@ from qdgs_jax import archive as archives
 from qdgs_jax import emitters
 from qdgs_jax.archive import Archive, ArchiveState, Insertion
 from qdgs_jax.config import SearchConfig
-from qdgs_jax.emitters import Emitter, GradientEmitter, Gradients
+from qdgs_jax.emitters import Emitter, GradientEmitter, Gradients, Strategy
 from qdgs_jax.emitters.cma_es import CMAES
 from qdgs_jax.emitters.evolution_strategy import EvolutionStrategy
+from qdgs_jax.emitters.evosax import Evosax
 from qdgs_jax.emitters.gradient_arborescence import GradientArborescence
 from qdgs_jax.emitters.gradient_operator import GradientOperator
 from qdgs_jax.emitters.rules import Rules
@@ -131,7 +132,7 @@ def make_search(
         case "omg_mega":
             emitter = GradientOperator(E, B, sigma)
         case "cma_me" | "cma_mae":
-            emitter = EvolutionStrategy(E, CMAES(B, sigma), _rules(config, archive))
+            emitter = EvolutionStrategy(E, _strategy(config), _rules(config, archive))
         case "cma_mega" | "cma_maega":
             emitter = GradientArborescence(
                 E, B, len(archive.lower), sigma, config.step_size, config.optimizer,
@@ -154,6 +155,18 @@ _DEFAULT_RULES = {
     "cma_maega": Rules("imp", "filter", "basic"),
 }
 """As published: arXiv 1912.02400, 2205.10752, 2106.03894, and Chang et al. 2024 for the last."""
+
+
+def _strategy(config: SearchConfig) -> Strategy:
+    """The search distribution over latents."""
+    if config.strategy == "cma_es":
+        return CMAES(config.batch_size, config.sigma0)
+    if config.selection == "filter":
+        raise ConfigError(
+            f"search.strategy '{config.strategy}' weighs the better half of a batch, accepted or "
+            'not: set search.selection to "mu" or "auto".'
+        )
+    return Evosax(config.strategy, config.batch_size, config.sigma0, config.step_size)
 
 
 def _rules(config: SearchConfig, archive: Archive) -> Rules:
