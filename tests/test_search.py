@@ -208,6 +208,31 @@ def test_scores_that_are_not_finite_are_left_out_and_counted(search: Search) -> 
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.emitter))
 
 
+@pytest.mark.parametrize("slope", [0.0, 10.0], ids=["noise", "endless slope"])
+def test_ten_thousand_generations_in_float32(slope: float) -> None:
+    """Verdicts that drive sigma and covariance apart, or out of all bounds, end in a restart.
+
+    Unattended, either strategy is full of NaN within a thousand generations, in float64 too.
+    """
+
+    def adverse(params: jax.Array, key: jax.Array, latents: jax.Array) -> object:
+        objective = slope * latents[:, 0] + jax.random.normal(key, (len(latents),))
+        return objective, 6 * jnp.tanh(latents[:, :2])
+
+    def adverse_with_jacobian(params: jax.Array, key: jax.Array, latents: jax.Array) -> object:
+        jacobian = jnp.broadcast_to(jnp.eye(3, D), (len(latents), 3, D))
+        return *adverse(params, key, latents), jacobian
+
+    search = toy(emitters=2, batch_size=4, selection="mu")
+    search = dataclasses.replace(search, score=adverse, score_with_jacobian=adverse_with_jacobian)
+    state, metrics = run_jitted(search, jnp.ones(D), begin(search), 10_000)
+    assert metrics.restarts > 10
+    assert metrics.non_finite < 1000  # of 100,000: each overflow ends at once
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.emitter))
+    _, later = run_jitted(search, jnp.ones(D), state, 10_000)
+    assert later.qd_score > metrics.qd_score  # still at work
+
+
 def test_emitters_start_at_the_best_samples() -> None:
     search, state = toy(), begin(toy())
     latents = jax.random.normal(jax.random.split(jax.random.key(0))[1], (SAMPLES, D))

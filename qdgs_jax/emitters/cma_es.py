@@ -91,9 +91,13 @@ class CMAES:
         )
 
     def should_stop(self, state: CMAESState) -> Array:
-        """Whether a distribution is degenerate: ill-conditioned, or too small to move; [E]."""
+        """Whether a distribution is degenerate: ill-conditioned, or too small to move; [E].
+
+        pyribs' condition of 1e14 is close to what float64 resolves; float32 resolves less.
+        """
         largest, smallest = state.eigenvalues.max(axis=-1), state.eigenvalues.min(axis=-1)
-        return (largest > 1e14 * smallest) | (state.sigma * jnp.sqrt(largest) < 1e-11)
+        condition = min(1e14, 0.5 / float(jnp.finfo(largest.dtype).eps))
+        return (largest > condition * smallest) | (state.sigma * jnp.sqrt(largest) < 1e-11)
 
     def _adapt(self, state: CMAESState, solutions: Array, w: Array) -> CMAESState:
         """One emitter's update by its solutions [B, n] of weights [B]."""
@@ -148,10 +152,14 @@ class CMAES:
         def renew(state: CMAESState) -> CMAESState:
             C = jnp.maximum(state.covariance, state.covariance.mT)  # forces symmetry
             eigenvalues, eigenbasis = _eigh(C)
+            # Below this is rounding error, which 1 / sqrt would blow up. In float32 coefficients
+            # get there; in float64 the strategy stops before, see `should_stop`.
+            floor = jnp.finfo(C.dtype).eps * eigenvalues.max(axis=-1, keepdims=True)
+            eigenvalues = jnp.maximum(jnp.abs(eigenvalues), floor)
             return state.replace(
                 covariance=jnp.where(due[:, None, None], C, state.covariance),
                 eigenbasis=jnp.where(due[:, None, None], eigenbasis, state.eigenbasis),
-                eigenvalues=jnp.where(due[:, None], jnp.abs(eigenvalues), state.eigenvalues),
+                eigenvalues=jnp.where(due[:, None], eigenvalues, state.eigenvalues),
                 decomposed_at=jnp.where(due, state.evaluations, state.decomposed_at),
             )
 

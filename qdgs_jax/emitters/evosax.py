@@ -39,7 +39,9 @@ class Evosax:
 
     def __post_init__(self) -> None:
         if self.name == "openai_es" and self.batch_size % 2:
-            raise ConfigError("Strategy openai_es draws mirrored pairs: make search.batch_size even.")
+            raise ConfigError(
+                "Strategy openai_es draws mirrored pairs: make search.batch_size even."
+            )
 
     def init(self, mean: Array) -> State:
         """Fresh distributions about `mean` [E, n]."""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from ribs.emitters.opt import CMAEvolutionStrategy
 
+from qdgs_jax.emitters import cma_es
 from qdgs_jax.emitters.cma_es import CMAES, CMAESState, recombination_weights
 
 
@@ -95,6 +96,13 @@ def test_stops_like_pyribs(change: dict[str, object], stops: bool) -> None:
         assert bool(es.should_stop(state)[0]) == stops
 
 
+def test_stops_in_float32_before_rounding_rules() -> None:
+    es = CMAES(4, sigma0=1.0)
+    state = es.init(jnp.zeros((2, 2)))
+    state = state.replace(eigenvalues=jnp.array([[1.0, 1e-6], [1.0, 2e-7]]))
+    np.testing.assert_array_equal(es.should_stop(state), [False, True])
+
+
 @pytest.mark.parametrize("parents", [1, 2, 7])
 def test_weights_are_those_of_the_ranked_parents(parents: int) -> None:
     order = jnp.array([[3, 1, 0, 6, 5, 2, 4]])
@@ -123,3 +131,12 @@ def test_emitters_do_not_touch_each_other() -> None:
         order = jnp.argsort((solutions**2).sum(-1), axis=-1)
         both = tell(both, solutions, order, jnp.array([3, generation % 4]))
         alone = tell(alone, single, order[:1], jnp.array([3]))
+
+
+def test_large_matrices_are_decomposed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cma_es, "_blas_is_threaded", lambda: True)
+    factor = np.random.default_rng(0).normal(size=(2, 40, 40)).astype(np.float32)
+    C = factor @ factor.swapaxes(1, 2) / 40
+    eigenvalues, B = jax.jit(cma_es._eigh)(jnp.asarray(C))
+    np.testing.assert_allclose(eigenvalues, np.linalg.eigvalsh(C), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose((B * eigenvalues[:, None]) @ B.mT, C, atol=1e-5)
