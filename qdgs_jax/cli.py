@@ -147,7 +147,10 @@ def pretrain(
     """
     from qdgs_jax import pretrain as training
 
-    {"vae": training.train_vae, "clip": training.train_clip}[model](out, seed=seed)
+    if model == "vae":
+        training.train_vae(out, seed=seed)
+    else:
+        training.train_clip(out, seed=seed)
 
 
 def convert(

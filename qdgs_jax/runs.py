@@ -33,7 +33,6 @@ import safetensors.numpy
 from qdgs_jax import encoders, figures, files, generators, search
 from qdgs_jax.archive import GridArchive
 from qdgs_jax.config import Config, MeasureConfig, load_config, save_config
-from qdgs_jax.emitters.gradient_arborescence import GradientArborescence
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.errors import CheckpointError, ConfigError, QDGSError
 from qdgs_jax.generators import Generator
@@ -56,33 +55,9 @@ class Problem:
     config: Config
     generator: Generator
     encoder: Encoder
-    score: Score
     params: Params
-
-    @property
-    def search(self) -> Search:
-        """The search over this problem."""
-        options = self.config.search
-        measures = self.config.measures
-        lower, upper = zip(*(measure.ends for measure in measures), strict=True)
-        return Search(
-            score=self.score,
-            score_with_jacobian=with_jacobian(self.score),
-            archive=GridArchive(
-                cells=tuple(measure.cells for measure in measures),
-                lower=lower,
-                upper=upper,
-                learning_rate=options.learning_rate,
-                threshold_min=options.threshold_min,
-            ),
-            emitter=GradientArborescence(
-                emitters=options.emitters,
-                batch_size=options.batch_size,
-                measures=len(measures),
-                sigma0=options.sigma0,
-                step_size=options.step_size,
-            ),
-        )
+    score: Score
+    search: Search
 
     def initial_latents(self) -> tuple[Key, Latents]:
         """The search's key, and the random latents that it may start from."""
@@ -131,7 +106,10 @@ def load_problem(config: Config) -> Problem:
     params = {"generator": generator_params, "encoder": encoder_params, "prompts": prompts}
     score = make_score(config, generator, encoder)
     config = _resolve_ranges(config, generator, score, params)
-    return Problem(config, generator, encoder, score, params)
+    lower, upper = zip(*(measure.ends for measure in config.measures), strict=True)
+    cells = GridArchive(tuple(measure.cells for measure in config.measures), lower, upper)
+    made = search.make_search(options, cells, score, with_jacobian(score))
+    return Problem(config, generator, encoder, params, score, made)
 
 
 def sample(

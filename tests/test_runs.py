@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import errno
+import functools
 import json
 import os
 import signal
@@ -281,3 +282,22 @@ def test_a_run_compiles_its_search_once(
     monkeypatch.setattr(search, "step", lambda *a: traces.append(1) or step(*a))
     runs.sample(config, tmp_path / "run")
     assert len(traces) == 1
+
+
+def test_weights_are_arguments_not_constants(config: Config) -> None:
+    problem = runs.load_problem(config)
+    state = jax.eval_shape(
+        functools.partial(search.init, problem.search), problem.params, *problem.initial_latents()
+    )
+    program = jax.make_jaxpr(lambda params, state: search.run(problem.search, params, state, 2))
+    constants = program(problem.params, state).consts
+    smallest_weight = min(leaf.size for leaf in jax.tree.leaves(problem.params))
+    assert all(np.size(constant) < smallest_weight for constant in constants)
+
+
+@pytest.mark.parametrize("algorithm", ["map_elites", "cma_mae"])
+def test_other_algorithms_run_as_well(tmp_path: Path, config: Config, algorithm: str) -> None:
+    other = dataclasses.replace(config.search, algorithm=algorithm)
+    summary = runs.sample(dataclasses.replace(config, search=other), tmp_path / "run")
+    assert summary["evaluations"] == 8 * 2 * 3
+    assert summary["elites"] > 0
