@@ -11,6 +11,7 @@ MAP-Annealing", arXiv 2205.10752): every cell has an acceptance threshold t. MAP
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -47,6 +48,12 @@ class GridArchive:
     def size(self) -> int:
         """Number of cells K."""
         return math.prod(self.cells)
+
+    def centres(self) -> np.ndarray:
+        """Middle of each cell, [K, M]."""
+        ends = zip(self.lower, self.upper, self.cells, strict=True)
+        axes = [low + (high - low) * (np.arange(n) + 0.5) / n for low, high, n in ends]
+        return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes))
 
     def index_of(self, measures: Measures) -> Array:
         """Cell of each measure vector, [N] int32, by arithmetic alone: O(N), whatever K is."""
@@ -87,12 +94,16 @@ class CVTArchive:
         """Number of cells K."""
         return len(self.centroids)
 
+    def centres(self) -> np.ndarray:
+        """The centroids, [K, M]."""
+        return np.asarray(self.centroids)
+
     def index_of(self, measures: Measures) -> Array:
         """Nearest centroid of each measure vector, [N] int32, the first among equals.
 
         O(N K), in chunks that bound the table of distances to about a million.
         """
-        centroids = jnp.asarray(np.asarray(self.centroids), measures.dtype)
+        centroids = jnp.asarray(self.centres(), measures.dtype)
 
         def nearest(point: Array) -> Array:
             return jnp.argmin(((point - centroids) ** 2).sum(axis=-1)).astype(jnp.int32)
@@ -182,7 +193,9 @@ def add(
     objective = jnp.where(finite, objective, -jnp.inf)
     measures = jnp.where(finite[:, None], measures, 0)
     cell = archive.index_of(measures)
-    threshold, occupied = state.threshold[cell], state.objective[cell] > -jnp.inf
+    # Without the barrier XLA would read them late, and copy all K for that.
+    threshold, elite = jax.lax.optimization_barrier((state.threshold[cell], state.objective[cell]))
+    occupied = elite > -jnp.inf
     accepted = objective > threshold  # strictly; -inf never is
     base = jnp.where(jnp.isneginf(threshold), 0, threshold)
     insertion = Insertion(
@@ -193,29 +206,25 @@ def add(
         finite=finite,
     )
 
-    # Sorted by cell and then by falling objective, the best of each cell heads its group; it is
-    # accepted if any of its group is. Sorting touches no array of K cells.
-    row = jnp.arange(N, dtype=jnp.int32)
-    sorted_cell, _, order = jax.lax.sort((cell, -objective, row), num_keys=2)
-    heads = jnp.concatenate([jnp.ones(1, bool), sorted_cell[1:] != sorted_cell[:-1]])
-    wins = jnp.zeros(N, bool).at[order].set(heads, unique_indices=True) & accepted
+    row, group = jnp.arange(N, dtype=jnp.int32), _group_by_cell(cell, K)
+
+    def over_group(reduce: Callable[..., Array], values: Array, otherwise: float) -> Array:
+        return reduce(jnp.where(accepted, values, otherwise), group, N)[group]
+
+    best = over_group(jax.ops.segment_max, objective, -jnp.inf)
+    winner = over_group(jax.ops.segment_min, jnp.where(objective == best, row, N), N)
     if archive.threshold_min == -math.inf:
-        new_threshold = objective
+        new_threshold = best
     else:
-        group = jnp.zeros(N, jnp.int32).at[order].set(
-            jnp.cumsum(heads, dtype=jnp.int32) - 1, unique_indices=True
-        )  # fmt: skip
-
-        def total(values: Array) -> Array:
-            return jax.ops.segment_sum(jnp.where(accepted, values, 0), group, N)[group]
-
         # The batch rule (appendix of arXiv 2205.10752), over the k accepted in the cell:
         # t' = (1 - a)^k t + (1 - (1 - a)^k) mean(f).
-        k = total(jnp.ones_like(objective))
+        k = over_group(jax.ops.segment_sum, jnp.ones_like(objective), 0)
+        total = over_group(jax.ops.segment_sum, objective, 0)
         kept = (1 - archive.learning_rate) ** k
-        new_threshold = kept * threshold + (1 - kept) * total(objective) / jnp.maximum(k, 1)
+        new_threshold = kept * threshold + (1 - kept) * total / jnp.maximum(k, 1)
 
     # One scatter a cell: the targets of winners are distinct, everybody else's is out of range.
+    wins = winner == row
     target = jnp.where(wins, cell, K + row)
 
     def put(old: Array, new: Array) -> Array:
@@ -250,6 +259,24 @@ def coverage(state: ArchiveState) -> Array:
 def qd_score(state: ArchiveState) -> Array:
     """Sum of the elites' objectives; a negative objective counts as 0, like an empty cell."""
     return jnp.maximum(state.objective, 0).sum()
+
+
+def _group_by_cell(cell: Array, size: int) -> Array:
+    """Numbers the distinct cells of a batch: group of each row, [N] in [0, N).
+
+    By sorting, which touches no array of K cells. Where cell and row fit into one integer, that is
+    sorted alone: several times faster on a CPU than with a companion.
+    """
+    N = len(cell)
+    if size * N < 2**31:
+        packed = jnp.sort(cell * N + jnp.arange(N, dtype=jnp.int32))
+        order, ordered = packed % N, packed // N
+    else:
+        order = jnp.argsort(cell)
+        ordered = cell[order]
+    starts = jnp.concatenate([jnp.zeros(1, bool), ordered[1:] != ordered[:-1]])
+    numbers = jnp.cumsum(starts, dtype=jnp.int32)
+    return jnp.zeros(N, jnp.int32).at[order].set(numbers, unique_indices=True)
 
 
 def _check_annealing(archive: "Archive") -> None:

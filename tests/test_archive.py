@@ -198,6 +198,11 @@ def test_impossible_archives_are_refused() -> None:
         GridArchive(cells=(4,), lower=(0.0,), upper=(1.0,), learning_rate=0.5)
 
 
+def test_every_centre_lies_in_its_cell(archive: Archive) -> None:
+    centres = jnp.asarray(archive.centres(), jnp.float32)
+    np.testing.assert_array_equal(archive.index_of(centres), np.arange(archive.size))
+
+
 def test_nearest_centroids_in_chunks() -> None:
     """Many cells, so that a batch is looked up in several chunks."""
     rng = np.random.default_rng(1)

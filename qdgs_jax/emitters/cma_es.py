@@ -15,6 +15,7 @@ import scipy.linalg  # type: ignore[import-untyped]  # noqa: F401  # loads the B
 import threadpoolctl  # type: ignore[import-untyped]
 from flax import struct
 
+from qdgs_jax.emitters.normals import standard_normal
 from qdgs_jax.typing import Array, Key
 
 
@@ -63,7 +64,7 @@ class CMAES:
         """Solutions [E, B, n]."""
         E, n = state.mean.shape
         shape = (E, self.batch_size, n)
-        return self.ask_with_normals(state, jax.random.normal(key, shape, state.mean.dtype))
+        return self.ask_with_normals(state, standard_normal(key, shape, state.mean.dtype))
 
     def ask_with_normals(self, state: CMAESState, normals: Array) -> tuple[CMAESState, Array]:
         """`ask`, with the standard normal draws [E, B, n] given: m + sigma B D z (eq. 38-40)."""

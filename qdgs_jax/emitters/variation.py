@@ -12,6 +12,7 @@ from flax import struct
 
 from qdgs_jax.archive import ArchiveState, Insertion
 from qdgs_jax.emitters import Gradients
+from qdgs_jax.emitters.normals import standard_normal
 from qdgs_jax.emitters.rules import elites_or
 from qdgs_jax.typing import Array, Key, Latents
 
@@ -70,7 +71,7 @@ class Variation:
         noise_key, parent_key, other_key, line_key = jax.random.split(key, 4)
         start = jnp.repeat(state.start, self.batch_size, axis=0)
         parents = elites_or(start, archive, parent_key)
-        noise = jax.random.normal(noise_key, start.shape, start.dtype)
+        noise = standard_normal(noise_key, start.shape, start.dtype)
         latents = parents + self.sigma * noise
         if self.line_sigma:
             others = elites_or(start, archive, other_key)

@@ -1,0 +1,49 @@
+"""Standard normal draws, fast on a CPU too.
+
+A generation of MAP-Elites is little else. `jax.random.normal` runs its rounds as a loop on CPUs and
+throws half of the bits away; unrolled and used up, drawing takes a third of the time.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from qdgs_jax.typing import Array, Key
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+
+
+def standard_normal(key: Key, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    """Independent draws from N(0, 1); in float32 by `_draws`, else by `jax.random.normal`."""
+    if dtype != jnp.float32:
+        return jax.random.normal(key, shape, dtype)
+    first, second = jax.random.bits(key, (2,), jnp.uint32)  # also of keys that are not threefry's
+    # The branches are there for their walls: without them XLA fuses the draws into whatever reads
+    # them, where it cannot vectorise them, and is ten times slower.
+    draw = functools.partial(_draws, math.prod(shape))
+    draws = jax.lax.cond(first < second, draw, lambda *words: draw(*words[::-1]), first, second)
+    return draws.reshape(shape)
+
+
+def _draws(count: int, first: Array, second: Array) -> Array:
+    """Draws [count] from N(0, 1) by inversion."""
+    mantissa = (_bits(count, first, second) >> 9) | jnp.uint32(0x3F800000)
+    unit = jax.lax.bitcast_convert_type(mantissa, jnp.float32) - 1  # [0, 1), in steps of 2^-23
+    uniform = 2 * unit + (2.0**-23 - 1)  # amid the steps: symmetric, and never -1 or 1
+    return jnp.float32(math.sqrt(2)) * jax.lax.erf_inv(uniform)
+
+
+def _bits(count: int, first: Array, second: Array) -> Array:
+    """Random words [count] uint32: threefry-2x32 of 0, 1, 2, ... (Salmon et al. 2011)."""
+    schedule = (first, second, first ^ second ^ jnp.uint32(0x1BD11BDA))
+    x = jnp.arange((count + 1) // 2, dtype=jnp.uint32) + schedule[0]
+    y = jnp.zeros_like(x) + schedule[1]
+    for i in range(5):
+        for rotation in _ROTATIONS[i % 2]:
+            x = x + y
+            y = x ^ ((y << rotation) | (y >> (32 - rotation)))
+        x = x + schedule[(i + 1) % 3]
+        y = y + schedule[(i + 2) % 3] + jnp.uint32(i + 1)
+    return jnp.concatenate([x, y])[:count]
