@@ -29,6 +29,7 @@ from qdgs_jax import search as searches
 from qdgs_jax.archive import GridArchive
 from qdgs_jax.config import SearchConfig
 from qdgs_jax.emitters.cma_es import single_threaded_blas
+from qdgs_jax.emitters.jacobian import with_jacobian
 from qdgs_jax.search import Search
 from qdgs_jax.typing import Array, Key, Latents, Measures, Objective, Params
 
@@ -118,23 +119,6 @@ def arm(params: Params, key: Key, latents: Latents) -> tuple[Objective, Measures
 
 
 TASKS = {"sphere": sphere, "rastrigin": rastrigin, "plateau": plateau, "arm": arm}
-
-
-def with_jacobian(score: searches.Score) -> searches.ScoreWithJacobian:
-    """The score and its Jacobian: one forward pass, and a pull-back for objective and measures."""
-
-    def scored(params: Params, key: Key, latents: Latents) -> tuple[Objective, Measures, Array]:
-        def values(latents: Latents) -> Array:
-            objective, measures = score(params, key, latents)
-            return jnp.concatenate([objective[:, None], measures], axis=1)
-
-        outputs, pull_back = jax.vjp(values, latents)
-        rows = jnp.eye(outputs.shape[1])
-        cotangents = jnp.broadcast_to(rows[:, None], (len(rows), *outputs.shape))
-        (gradients,) = jax.vmap(pull_back)(cotangents)
-        return outputs[:, 0], outputs[:, 1:], jnp.swapaxes(gradients, 0, 1)
-
-    return scored
 
 
 def measure(setting: Setting, seeds: int) -> dict[str, Any]:

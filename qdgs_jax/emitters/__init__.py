@@ -6,6 +6,8 @@ object stands for a bank of E emitters that act in parallel: they share the arch
 
 from typing import Any, Protocol, runtime_checkable
 
+import jax
+import jax.numpy as jnp
 from flax import struct
 
 from qdgs_jax.archive import ArchiveState, Insertion
@@ -88,3 +90,10 @@ class Strategy(Protocol):
 
     def should_stop(self, state: State) -> Array:
         """Whether a distribution is degenerate, [E] bool."""
+
+
+def select(which: Array, new: State, old: State) -> State:
+    """Leaf by leaf, `new` for the emitters `which` [E] names, `old` for the others."""
+    return jax.tree.map(
+        lambda new, old: jnp.where(which.reshape(-1, *[1] * (new.ndim - 1)), new, old), new, old
+    )

@@ -6,6 +6,7 @@ are part of those results and are kept: the rank-one term carries c1 twice, and 
 divided by sigma. Equation numbers are the tutorial's.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ import scipy.linalg  # type: ignore[import-untyped]  # noqa: F401  # loads the B
 import threadpoolctl  # type: ignore[import-untyped]
 from flax import struct
 
+from qdgs_jax.emitters import select
 from qdgs_jax.emitters.normals import standard_normal
 from qdgs_jax.typing import Array, Key
 
@@ -85,11 +87,7 @@ class CMAES:
             solutions,
             recombination_weights(order, parents, solutions.dtype),
         )
-        return jax.tree.map(
-            lambda new, old: jnp.where(parents.reshape(-1, *[1] * (new.ndim - 1)) > 0, new, old),
-            adapted,
-            state.replace(evaluations=adapted.evaluations),
-        )
+        return select(parents > 0, adapted, state.replace(evaluations=adapted.evaluations))
 
     def should_stop(self, state: CMAESState) -> Array:
         """Whether a distribution is degenerate: ill-conditioned, or too small to move; [E].
@@ -141,30 +139,45 @@ class CMAES:
     def decompose(self, state: CMAESState) -> CMAESState:
         """Renews the eigendecompositions for which enough evaluations have passed.
 
-        0.5 n B / ((c1 + cmu) n^2) of them, for half the batch as parents. All emitters share one
-        condition, because under `vmap` the skipping would become a select.
+        0.5 n B / ((c1 + cmu) n^2) of them, for half the batch as parents. This is most of the work
+        in a hundred dimensions: all emitters share one condition, because under `vmap` the
+        skipping would become a select. Where restarts have put them out of step, a quarter or a
+        half of them is decomposed rather than all.
         """
-        n, parents = state.mean.shape[-1], self.batch_size // 2
+        (E, n), parents = state.mean.shape, self.batch_size // 2
         raw = [math.log(parents + 0.5) - math.log(i) for i in range(1, parents + 1)]
         c1, cmu = _learning_rates(n, sum(raw) ** 2 / sum(w**2 for w in raw))
         gap = 0.5 * self.batch_size / ((c1 + cmu) * n)
         due = state.evaluations > state.decomposed_at + gap
 
-        def renew(state: CMAESState) -> CMAESState:
-            C = jnp.maximum(state.covariance, state.covariance.mT)  # forces symmetry
+        def renew(count: int, state: CMAESState) -> CMAESState:
+            _, rows = jax.lax.top_k(due.astype(jnp.int32), count)  # those that are due come first
+            C = state.covariance[rows]
+            C = jnp.maximum(C, C.mT)  # forces symmetry
             eigenvalues, eigenbasis = _eigh(C)
             # Below this is rounding error, which 1 / sqrt would blow up. In float32 coefficients
             # get there; in float64 the strategy stops before, see `should_stop`.
             floor = jnp.finfo(C.dtype).eps * eigenvalues.max(axis=-1, keepdims=True)
-            eigenvalues = jnp.maximum(jnp.abs(eigenvalues), floor)
-            return state.replace(
-                covariance=jnp.where(due[:, None, None], C, state.covariance),
-                eigenbasis=jnp.where(due[:, None, None], eigenbasis, state.eigenbasis),
-                eigenvalues=jnp.where(due[:, None], eigenvalues, state.eigenvalues),
-                decomposed_at=jnp.where(due, state.evaluations, state.decomposed_at),
+            renewed = state.replace(
+                covariance=state.covariance.at[rows].set(C, unique_indices=True),
+                eigenbasis=state.eigenbasis.at[rows].set(eigenbasis, unique_indices=True),
+                eigenvalues=state.eigenvalues.at[rows].set(
+                    jnp.maximum(jnp.abs(eigenvalues), floor), unique_indices=True
+                ),
+                decomposed_at=state.evaluations,
             )
+            return select(due, renewed, state)
 
-        return jax.lax.cond(due.any(), renew, lambda state: state, state)
+        counts = sorted({max(1, E // 4), max(1, E // 2), E})
+        return jax.lax.switch(
+            jnp.searchsorted(jnp.array([0, *counts]), due.sum()),
+            [functools.partial(renew, count) if count else _as_it_is for count in [0, *counts]],
+            state,
+        )
+
+
+def _as_it_is(state: CMAESState) -> CMAESState:
+    return state
 
 
 def _eigh(C: Array) -> tuple[Array, Array]:

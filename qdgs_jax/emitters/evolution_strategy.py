@@ -10,8 +10,8 @@ import jax
 from flax import struct
 
 from qdgs_jax.archive import ArchiveState, Insertion
-from qdgs_jax.emitters import Gradients, State, Strategy
-from qdgs_jax.emitters.rules import Rules, RulesState, elites_or, select
+from qdgs_jax.emitters import Gradients, State, Strategy, select
+from qdgs_jax.emitters.rules import Rules, RulesState, elites_or
 from qdgs_jax.typing import Array, Key, Latents
 
 

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from flax import struct
 
 from qdgs_jax.archive import ArchiveState, Insertion
-from qdgs_jax.emitters import Gradients
+from qdgs_jax.emitters import Gradients, select
 from qdgs_jax.emitters.cma_es import CMAES, CMAESState, recombination_weights
-from qdgs_jax.emitters.rules import Rules, RulesState, elites_or, select
+from qdgs_jax.emitters.rules import Rules, RulesState, elites_or
 from qdgs_jax.typing import Array, Key, Latents
 
 Optimizer = Literal["adam", "ascent"]

@@ -12,7 +12,7 @@ from flax import struct
 
 from qdgs_jax import archive as archives
 from qdgs_jax.archive import ArchiveState, Insertion
-from qdgs_jax.emitters import State
+from qdgs_jax.emitters import select
 from qdgs_jax.typing import Array, Key, Latents
 
 Ranker = Literal["imp", "2imp", "obj", "rd"]
@@ -116,10 +116,3 @@ class Rules:
 def elites_or(latents: Latents, archive: ArchiveState, key: Key) -> Latents:
     """Random elites to begin anew from, as many as `latents`; those while there is no elite."""
     return jnp.where(archive.count > 0, archives.sample(archive, key, len(latents)), latents)
-
-
-def select(which: Array, new: State, old: State) -> State:
-    """Leaf by leaf, `new` for the emitters `which` [E] names, `old` for the others."""
-    return jax.tree.map(
-        lambda new, old: jnp.where(which.reshape(-1, *[1] * (new.ndim - 1)), new, old), new, old
-    )

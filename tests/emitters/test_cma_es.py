@@ -5,13 +5,15 @@ choose differently. So the draws are given as seen from outside: m + sigma B D (
 for every choice of B.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from ribs.emitters.opt import CMAEvolutionStrategy
 
-from qdgs_jax.emitters import cma_es
+from qdgs_jax.emitters import cma_es, select
 from qdgs_jax.emitters.cma_es import CMAES, CMAESState, recombination_weights
 
 
@@ -24,6 +26,17 @@ class Draws:
     def normal(self, loc: float, scale: float, size: tuple[int, ...]) -> np.ndarray:
         assert self.normals.shape == size
         return loc + scale * self.normals @ self.es.cov.eigenbasis
+
+
+def seen_from_outside(es: CMAES) -> Any:
+    """`es.ask_with_normals`, with draws that do not depend on the eigenbasis."""
+
+    @jax.jit
+    def ask(state: CMAESState, normals: jax.Array) -> tuple[CMAESState, jax.Array]:
+        state = es.decompose(state)
+        return es.ask_with_normals(state, normals @ state.eigenbasis)
+
+    return ask
 
 
 def pyribs(es: CMAES, mean: np.ndarray) -> CMAEvolutionStrategy:
@@ -58,13 +71,7 @@ def test_trace_is_that_of_pyribs(n: int, batch_size: int) -> None:
     theirs = [pyribs(es, mean) for mean in means]
     with jax.enable_x64(True):
         state = es.init(jnp.asarray(means))
-        tell = jax.jit(es.tell)
-
-        @jax.jit
-        def ask(state: CMAESState, normals: jax.Array) -> tuple[CMAESState, jax.Array]:
-            state = es.decompose(state)
-            return es.ask_with_normals(state, normals @ state.eigenbasis)
-
+        ask, tell = seen_from_outside(es), jax.jit(es.tell)
         for _ in range(200):
             normals = rng.normal(size=(3, batch_size, n))
             state, solutions = ask(state, jnp.asarray(normals))
@@ -118,19 +125,29 @@ def test_no_parent_no_weight() -> None:
 
 
 def test_emitters_do_not_touch_each_other() -> None:
-    """One emitter's trace is the same in company, also while another waits for decomposition."""
-    es = CMAES(6, sigma0=0.3)
-    mean = jax.random.normal(jax.random.key(0), (2, 4))
-    both, alone = es.init(mean), es.init(mean[:1])
-    ask, tell = jax.jit(es.ask_with_normals), jax.jit(es.tell)
-    for generation in range(30):
-        normals = jax.random.normal(jax.random.key(generation), (2, 6, 4))
-        both, solutions = ask(both, normals)
-        alone, single = ask(alone, normals[:1])
-        np.testing.assert_allclose(solutions[:1], single, rtol=1e-4, atol=1e-5)
-        order = jnp.argsort((solutions**2).sum(-1), axis=-1)
-        both = tell(both, solutions, order, jnp.array([3, generation % 4]))
-        alone = tell(alone, single, order[:1], jnp.array([3]))
+    """Nine emitters out of step, none, few or all due for decomposition, are nine single ones."""
+    with jax.enable_x64(True):
+        es, E, n = CMAES(6, sigma0=0.3), 9, 8  # decomposed every second generation or so
+        means = jax.random.normal(jax.random.key(0), (E, n))
+        together, single = es.init(means), [es.init(means[e : e + 1]) for e in range(E)]
+        ask, tell = seen_from_outside(es), jax.jit(es.tell)
+        for generation in range(40):
+            normals = jax.random.normal(jax.random.key(generation), (E, 6, n))
+            together, solutions = ask(together, normals)
+            order = jnp.argsort((solutions**2).sum(-1), axis=-1)
+            parents = jnp.array([3, 1, 2, 0, 4, 6, 3, 3, 2])
+            together = tell(together, solutions, order, parents)
+            if generation < E - 1:  # puts them out of step
+                late = jnp.arange(E) == generation
+                together = select(late, es.init(means), together)
+            for e in range(E):
+                one = slice(e, e + 1)
+                single[e], alone = ask(single[e], normals[one])
+                np.testing.assert_allclose(solutions[one], alone, rtol=0, atol=1e-9)
+                single[e] = tell(single[e], alone, order[one], parents[one])
+                if e == generation < E - 1:
+                    single[e] = es.init(means[one])
+        assert len(set(np.asarray(together.decomposed_at).tolist())) > 2
 
 
 def test_large_matrices_are_decomposed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
