@@ -193,15 +193,14 @@ def add(
     objective = jnp.where(finite, objective, -jnp.inf)
     measures = jnp.where(finite[:, None], measures, 0)
     cell = archive.index_of(measures)
-    # Without the barrier XLA would read them late, and copy all K for that.
-    threshold, elite = jax.lax.optimization_barrier((state.threshold[cell], state.objective[cell]))
-    occupied = elite > -jnp.inf
+    threshold, occupied = state.threshold[cell], state.objective[cell] > -jnp.inf
     accepted = objective > threshold  # strictly; -inf never is
+    status = jnp.where(accepted, jnp.where(occupied, 1, 2), 0).astype(jnp.int32)
     base = jnp.where(jnp.isneginf(threshold), 0, threshold)
     insertion = Insertion(
         objective=objective,
         measures=measures,
-        status=jnp.where(accepted, jnp.where(occupied, 1, 2), 0).astype(jnp.int32),
+        status=status,
         value=jnp.where(finite, objective - base, -jnp.inf),
         finite=finite,
     )
@@ -223,14 +222,17 @@ def add(
         kept = (1 - archive.learning_rate) ** k
         new_threshold = kept * threshold + (1 - kept) * total / jnp.maximum(k, 1)
 
+    # `news` is implied by `winner`, but through it the targets depend on all that was read of the
+    # old contents; otherwise XLA would keep a copy of all K cells for reading later.
+    news = over_group(jax.ops.segment_max, status, 0)
+    wins = (winner == row) & (news > 0)
     # One scatter a cell: the targets of winners are distinct, everybody else's is out of range.
-    wins = winner == row
     target = jnp.where(wins, cell, K + row)
 
     def put(old: Array, new: Array) -> Array:
         return old.at[target].set(new.astype(old.dtype), mode="drop", unique_indices=True)
 
-    new = wins & ~occupied
+    new = wins & (news == 2)
     place = jnp.where(new, state.count + jnp.cumsum(new, dtype=jnp.int32) - 1, K + row)
     return (
         ArchiveState(
