@@ -105,7 +105,8 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path, config: Config) -> None:
     assert summary["qd_score_normalised"] == pytest.approx(summary["qd_score"] / 30)
     assert summary["seconds_compile"] > 0
     for picture in ("heatmap.png", "curves.png", "elites.png"):
-        Image.open(tmp_path / "run" / picture).verify()
+        with Image.open(tmp_path / "run" / picture) as image:
+            image.verify()
 
 
 def test_archive_and_table_agree_and_hold_true_scores(tmp_path: Path, config: Config) -> None:
