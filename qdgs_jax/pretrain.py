@@ -59,8 +59,6 @@ class CLIPTrainingConfig:
     """How the shapes CLIP is trained."""
 
     optimiser: OptimiserConfig = OptimiserConfig(steps=8000, learning_rate=1e-3)
-    cycles: int = 2
-    """Times that the optimiser, its learning rate and the heads begin anew (warm restarts)."""
     scenes: int = 8192
     """Scenes drawn before the training; each is met in eight symmetric versions."""
     captions: int = 96
@@ -160,19 +158,16 @@ def train_clip(
     with _new_folder(Path(out)) as folder:
         init_key, scene_key, train_key = jax.random.split(jax.random.key(seed), 3)
         scenes = _draw_scenes(scene_key, training.scenes, image_size=config.image_size)
-        network = clip.init(config, init_key)
-        for cycle in range(training.cycles):
-            params = {
-                "clip": network,
-                "bias": jnp.array(-4.0),
-                "heads": {
-                    attribute: jnp.zeros((training.embedding_size, len(values)))
-                    for attribute, values in shapes.ATTRIBUTES.items()
-                },
-            }
-            cycle_key = jax.random.fold_in(train_key, cycle) if cycle else train_key
-            network = minimise(loss, params, cycle_key, training.optimiser, scenes)["clip"]
-        clip.save(folder, config, network)
+        params = {
+            "clip": clip.init(config, init_key),
+            "bias": jnp.array(-4.0),
+            "heads": {
+                attribute: jnp.zeros((training.embedding_size, len(values)))
+                for attribute, values in shapes.ATTRIBUTES.items()
+            },
+        }
+        params = minimise(loss, params, train_key, training.optimiser, scenes)
+        clip.save(folder, config, params["clip"])
         _save_tokenizer(folder, tokenizer)
         encoder, params = encoders.load(str(folder))
         right = zero_shot(encoder, params, jax.random.key(seed + 1), count=2000)
