@@ -1,11 +1,11 @@
 """Our archives and emitters inside `qdax.core.map_elites.MAPElites`.
 
-    archive = GridArchive(cells=(100, 100), lower=(0, 0), upper=(1, 1))
+    grid = GridArchive(cells=(100, 100), lower=(0, 0), upper=(1, 1))
     map_elites = MAPElites(
-        scoring_function=scoring_function,
-        emitter=QDaxEmitter(archive, emitter),              # or any of QDax's
-        metrics_function=default_qd_metrics_of_your_choice,
-        repertoire_init=functools.partial(Repertoire.init, archive),  # or any of QDax's
+        scoring_function=arm_scoring_function,
+        emitter=QDaxEmitter(annealed, emitter),  # or any emitter of QDax
+        metrics_function=functools.partial(default_qd_metrics, qd_offset=1.0),
+        repertoire_init=functools.partial(Repertoire.init, grid),  # or MapElitesRepertoire.init
     )
     repertoire, emitter_state, metrics = map_elites.init(genotypes, None, key)
 
