@@ -51,6 +51,8 @@ class Setting:
     alpha: float = 0.01
     step_size: float = 1.0
     optimizer: str = "ascent"
+    selection: str = "auto"
+    restart: str = "auto"
     published: tuple[float, float] | None = None
     """Normalised QD score and coverage, in percent."""
 
@@ -71,6 +73,8 @@ class Setting:
             learning_rate=self.alpha,
             step_size=self.step_size,
             optimizer=self.optimizer,
+            selection=self.selection,
+            restart=self.restart,
         )
         task = TASKS[self.task]
         return searches.make_search(config, self.archive, task, with_jacobian(task))
@@ -165,11 +169,14 @@ def bars() -> Iterator[tuple[str, Setting]]:
     for algorithm, scores in published.items():
         for task, score in zip(TASKS, scores, strict=True):
             sigma0 = 0.1 if task == "arm" else 0.5
-            yield algorithm, Setting(task, algorithm, sigma0=sigma0, published=score)
+            # The paper's CMA-ME restarts and selects like its CMA-MAE.
+            rules = {"selection": "mu", "restart": "basic"} if algorithm == "cma_me" else {}
+            yield algorithm, Setting(task, algorithm, sigma0=sigma0, published=score, **rules)
     mega = Setting(algorithm="cma_mega", dims=1000, emitters=1, sigma0=10.0)
     for task, score in zip(TASKS, [(75.29, 100), (62.54, 100), None, (74.18, 74.18)], strict=True):
         if score:
-            yield "cma_mega", replace(mega, task=task, published=score)
+            sigma0 = 0.05 if task == "arm" else 10.0
+            yield "cma_mega", replace(mega, task=task, sigma0=sigma0, published=score)
     maega = Setting(algorithm="cma_maega", sigma0=10.0, steps=2000, alpha=0.02)
     yield "cma_maega", replace(maega, published=(75.29, 99.9))
     sweep = {
@@ -192,6 +199,8 @@ def main() -> None:
     for name, value in [("sigma0", 0.5), ("alpha", 0.01), ("step-size", 1.0)]:
         parser.add_argument(f"--{name}", type=float, default=value)
     parser.add_argument("--optimizer", choices=["adam", "ascent"], default="ascent")
+    parser.add_argument("--selection", default="auto")
+    parser.add_argument("--restart", default="auto")
     parser.add_argument("--bars", action="store_true", help="all settings of README.md's table")
     parser.add_argument("--only", nargs="*", help="with --bars: parts, e.g. cma_mae alpha")
     parser.add_argument("--json", type=Path, help="where to write all figures")
