@@ -15,7 +15,7 @@ demo: $(VENV)/installed  ## install, search the built-in shapes generator, expor
 
 .PHONY: test
 test: $(VENV)/installed-test  ## install, run all tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 .PHONY: check
 check: $(VENV)/installed-test  ## lint, formatting, types

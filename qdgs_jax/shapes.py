@@ -177,7 +177,7 @@ def _scene(key: Key, *, image_size: int) -> tuple[Array, dict[str, Array]]:
     # Out of true by a fraction of the size; blended either in outline or in ink.
     bend = bent * jnp.exp(uniform(jnp.log(0.005), jnp.log(0.4))) + (1 - bent) * uniform(0, 0.02)
     morph, ghost = (blended * uniform(0, 1) * (uniform(0, 1) < 0.6) for _ in range(2))
-    blur = jnp.where(uniform(0, 1) < 0.5, uniform(0.3, 2), uniform(0.3, 9))  # pixels
+    blur = jnp.where(uniform(0, 1) < 0.5, uniform(0.002, 0.016), uniform(0.002, 0.07))
     ink = jnp.where(uniform(0, 1) < 0.8, 1, uniform(0.3, 1))
     mix = blended * uniform(0, 1) * (uniform(0, 1) < 0.6)
     wave = _noise(keys[0], uniform(0.05, 0.2), image_size)
@@ -199,7 +199,7 @@ def _scene(key: Key, *, image_size: int) -> tuple[Array, dict[str, Array]]:
     unlike = 4 * jnp.maximum(morph * (1 - morph), ghost * (1 - ghost))
     good = (1 - splattered) * jax.nn.sigmoid((0.05 - bend) / 0.01) * (1 - 0.9 * unlike)
     other = jnp.maximum(_step(morph, 0.5, 0.1), _step(ghost, 0.5, 0.1))
-    clear = _step(-blur, -3.5, 0.6) * _step(ink, 0.75, 0.05) * (1 - 3.2 * mix * (1 - mix))
+    clear = _step(-blur, -0.027, 0.005) * _step(ink, 0.75, 0.05) * (1 - 3.2 * mix * (1 - mix))
     named = [jax.nn.one_hot(index, len(SHAPES)) for index in shapes]
     painted = [jax.nn.one_hot(index, len(COLOURS)) for index in colours]
     truth = {
@@ -236,9 +236,9 @@ def _noise(key: Key, scale: Array, image_size: int) -> Array:
 
 
 def _blur(cover: Array, sigma: Array) -> Array:
-    """Gaussian blur, `sigma` in pixels."""
-    index = jnp.arange(len(cover))
-    weights = jax.nn.softmax(-(((index[:, None] - index) / sigma) ** 2) / 2, axis=-1)
+    """Gaussian blur, `sigma` in image sides."""
+    place = jnp.arange(len(cover)) / len(cover)
+    weights = jax.nn.softmax(-(((place[:, None] - place) / sigma) ** 2) / 2, axis=-1)
     return weights @ cover @ weights.T
 
 

@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-import jax
 import pytest
 
 
@@ -14,9 +13,3 @@ def reference() -> Path:
     if not path.is_dir():
         pytest.skip("reference goldens are absent: set QDGS_REFERENCE to their folder")
     return path
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compile_once(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Programs that several tests share are compiled once."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
