@@ -77,7 +77,9 @@ def sample(
         resume: go on from the last checkpoint of the run folder.
     """
     from qdgs_jax import runs  # jax is slow to import: only when there is work
+    from qdgs_jax.emitters.cma_es import single_threaded_blas
 
+    single_threaded_blas()
     folder = out or Path("runs") / config.stem
     with _progress(overrides.search.generations) as report:
         summary = runs.sample(overrides, folder, resume=resume, report=report)
