@@ -6,12 +6,11 @@ Adaptation for the Rapid Illumination of Behavior Space", arXiv 1912.02400, algo
 
 from dataclasses import dataclass
 
-import jax
 from flax import struct
 
 from qdgs_jax.archive import ArchiveState, Insertion
 from qdgs_jax.emitters import Gradients, State, Strategy, select
-from qdgs_jax.emitters.rules import Rules, RulesState, elites_or
+from qdgs_jax.emitters.rules import Rules, RulesState, restart_ended
 from qdgs_jax.typing import Array, Key, Latents
 
 
@@ -85,14 +84,7 @@ class EvolutionStrategy:
     ) -> EvolutionStrategyState:
         """Adapts the distributions, and begins those that ended anew at random elites."""
         state, ended = self.learn(state, asked, insertion)
-        elite_key, rules_key = jax.random.split(key)
-        return jax.lax.cond(
-            ended.any(),
-            lambda: self.restart(
-                state, rules_key, ended, elites_or(asked.solutions[:, 0], archive, elite_key)
-            ),
-            lambda: state,
-        )
+        return restart_ended(self.restart, state, ended, asked.solutions[:, 0], archive, key)
 
     def learn(
         self, state: EvolutionStrategyState, asked: Population, insertion: Insertion

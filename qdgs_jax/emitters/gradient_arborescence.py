@@ -9,14 +9,13 @@ in the variant of pyribs on which the published CMA-MAEGA results rest.
 from dataclasses import dataclass, field
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 
 from qdgs_jax.archive import ArchiveState, Insertion
 from qdgs_jax.emitters import Gradients, select
 from qdgs_jax.emitters.cma_es import CMAES, CMAESState, recombination_weights
-from qdgs_jax.emitters.rules import Rules, RulesState, elites_or
+from qdgs_jax.emitters.rules import Rules, RulesState, restart_ended
 from qdgs_jax.typing import Array, Key, Latents
 
 Optimizer = Literal["adam", "ascent"]
@@ -127,14 +126,7 @@ class GradientArborescence:
     ) -> ArborescenceState:
         """Adapts coefficients and theta; emitters that ended begin anew at random elites."""
         state, ended = self.learn(state, asked, insertion)
-        elite_key, rules_key = jax.random.split(key)
-        return jax.lax.cond(
-            ended.any(),
-            lambda: self.restart(
-                state, rules_key, ended, elites_or(state.ascent.theta, archive, elite_key)
-            ),
-            lambda: state,
-        )
+        return restart_ended(self.restart, state, ended, state.ascent.theta, archive, key)
 
     def learn(
         self, state: ArborescenceState, asked: Branches, insertion: Insertion

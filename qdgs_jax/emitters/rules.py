@@ -3,6 +3,7 @@
 These three choices are what sets CMA-ME, CMA-MAE, CMA-MEGA and CMA-MAEGA apart.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,7 @@ from flax import struct
 
 from qdgs_jax import archive as archives
 from qdgs_jax.archive import ArchiveState, Insertion
-from qdgs_jax.emitters import select
+from qdgs_jax.emitters import State, select
 from qdgs_jax.typing import Array, Key, Latents
 
 Ranker = Literal["imp", "2imp", "obj", "rd"]
@@ -116,3 +117,23 @@ class Rules:
 def elites_or(latents: Latents, archive: ArchiveState, key: Key) -> Latents:
     """Random elites to begin anew from, as many as `latents`; those while there is no elite."""
     return jnp.where(archive.count > 0, archives.sample(archive, key, len(latents)), latents)
+
+
+def restart_ended(
+    restart: Callable[[State, Key, Array, Latents], State],
+    state: State,
+    ended: Array,
+    latents: Latents,
+    archive: ArchiveState,
+    key: Key,
+) -> State:
+    """Calls an emitter's `restart` where `ended` [E] says so, with random elites to begin from.
+
+    While there is no elite, emitters begin from `latents` [E, D].
+    """
+    elite_key, rules_key = jax.random.split(key)
+    return jax.lax.cond(
+        ended.any(),
+        lambda: restart(state, rules_key, ended, elites_or(latents, archive, elite_key)),
+        lambda: state,
+    )
