@@ -4,10 +4,12 @@ Formats are told apart by content. The pickled parts of PyTorch's archives are r
 whose allow-list here is tensors, their storages, and modules of TorchScript as bare attributes.
 """
 
+import contextlib
 import hashlib
+import io
 import math
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +19,13 @@ import safetensors
 from flax import serialization
 
 from qdgs_jax.errors import CheckpointError
-from qdgs_jax.models.pickles import Attributes, UnreadableError, unpickle
+from qdgs_jax.models.pickles import Attributes, UnreadableError, unpickle, unpickle_next
 
 MAX_PICKLE = 8 << 20  # bytes, tensors apart; known models need less than one MiB
 MAX_ENTRIES = 1 << 17
 MAX_NAME = 1024
+MAX_STORAGE_HEAD = 1024  # bytes; PyTorch writes about 250
+LEGACY_MAGIC, LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 
 _SAFETENSORS_DTYPES = {
     "F64": np.float64,
@@ -71,18 +75,29 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
         CheckpointError: The file is absent, damaged, hostile, or of another format.
     """
-    try:
+    with explained(path, "fetch it again, or save its tensors as safetensors"):
         with open(path, "rb") as file:
             head = file.read(32)
         return _reader(head)(Path(path))
+
+
+@contextlib.contextmanager
+def explained(path: str | Path, remedy: str) -> Iterator[None]:
+    """Turns all that can happen to the reader of a hostile file into a sentence.
+
+    Raises:
+        CheckpointError: in place of any exception.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
     except OSError as error:
         reason = error.strerror or "it is damaged"
         raise CheckpointError(f"{path} cannot be read, {reason}: check the path") from error
     except Exception as error:  # a hostile file chooses how its reading fails
         reason = str(error) if isinstance(error, UnreadableError) else "it is damaged"
-        raise CheckpointError(
-            f"{path} cannot be read, {reason}: fetch it again, or save its tensors as safetensors"
-        ) from error
+        raise CheckpointError(f"{path} cannot be read, {reason}: {remedy}") from error
 
 
 def _reader(head: bytes) -> Callable[[Path], dict[str, np.ndarray]]:
@@ -155,9 +170,40 @@ def _members(archive: zipfile.ZipFile, file_size: int) -> tuple[str, dict[str, i
 class Storage(NamedTuple):
     """The flat memory behind tensors."""
 
-    data: bytes
+    data: bytes | memoryview
     dtype: np.dtype
     elements: int
+
+
+def read_storage(stream: bytes) -> Storage:
+    """The storage in a stream of `torch.save` before PyTorch 1.6, which still pickles storages.
+
+    Five small pickles (magic number, version, sizes of types, storage, keys), then the number of
+    elements, then the elements.
+
+    Raises:
+        UnreadableError: Their number is not the claimed one.
+        Exception: Any other, where it is malformed.
+    """
+    head = io.BytesIO(stream[:MAX_STORAGE_HEAD])
+
+    def claimed(kind: Any, dtype: Any, key: Any, device: Any, count: Any, view: Any) -> Storage:
+        if not isinstance(dtype, np.dtype) or view is not None:
+            raise UnreadableError("one of its storages is malformed")
+        return Storage(b"", dtype, _count(count))
+
+    magic, version, system, storage, _ = (
+        unpickle_next(head, _storage_type, claimed) for _ in range(5)
+    )
+    if (magic, version, system["little_endian"]) != (LEGACY_MAGIC, LEGACY_VERSION, True):
+        raise UnreadableError("one of its storages is of another format")
+    if not isinstance(storage, Storage):
+        raise UnreadableError("one of its storages is malformed")
+    count = int.from_bytes(head.read(8), "little")
+    data = memoryview(stream)[head.tell() :]
+    if count != storage.elements or count * storage.dtype.itemsize != len(data):
+        raise UnreadableError("one of its storages is not of the claimed size")
+    return storage._replace(data=data)
 
 
 def rebuild_tensor(
@@ -188,11 +234,14 @@ def _count(value: Any) -> int:
 
 
 def _torch_global(module: str, name: str) -> Any:
-    if module in ("torch", "torch.cuda") and name in _STORAGES:
-        return np.dtype(_STORAGES[name])
     if module.split(".")[0] == "__torch__":
         return Attributes
-    return _INERT.get((module, name))
+    return _storage_type(module, name) or _INERT.get((module, name))
+
+
+def _storage_type(module: str, name: str) -> np.dtype | None:
+    known = module in ("torch", "torch.cuda") and name in _STORAGES
+    return np.dtype(_STORAGES[name]) if known else None
 
 
 _INERT: dict[tuple[str, str], Callable[..., Any]] = {

@@ -4,9 +4,13 @@
 allocated before they are checked, and hashing nested tuples takes exponential time.
 """
 
+import io
 import pickletools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import IO, Any
+
+MAX_OPCODES = 1 << 21
+"""Of one pickle, a few seconds' work; known models need less than 2^16."""
 
 
 class UnreadableError(ValueError):
@@ -26,6 +30,7 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
     "EMPTY_TUPLE": tuple,
     "EMPTY_LIST": list,
     "EMPTY_DICT": dict,
+    "EMPTY_SET": list,  # nothing is ever put into it
 }
 _NUMBERS = ("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT")
 _STRINGS = ("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
@@ -45,6 +50,29 @@ def unpickle(
 
     Args:
         data: One pickle, of protocol 2 to 5, and nothing behind it.
+        find_global: See `unpickle_next`.
+        find_persistent: See `unpickle_next`.
+
+    Raises:
+        UnreadableError: It asks for an unlisted global or opcode, or has a wrong end.
+        Exception: Any other, where it is malformed.
+    """
+    file = io.BytesIO(data)
+    value = unpickle_next(file, find_global, find_persistent)
+    if file.read(1):
+        raise UnreadableError("its pickle has a wrong end")
+    return value
+
+
+def unpickle_next(
+    file: IO[bytes],
+    find_global: Callable[[str, str], Any],
+    find_persistent: Callable[..., Any] | None = None,
+) -> Any:
+    """Run the pickle that starts here in a file, up to its end.
+
+    Args:
+        file: Open in memory, or mapped there: claimed sizes must not make it allocate.
         find_global: (module, name) -> what stands for that global, or None to refuse it. The
             pickle may call a function found here with arguments of its choice.
         find_persistent: What stands for a persistent id, given as arguments.
@@ -56,8 +84,10 @@ def unpickle(
     stack: list[Any] = []
     below: list[list[Any]] = []  # the stacks under the open marks
     memo: dict[int, Any] = {}
-    operations: Iterable[Any] = pickletools.genops(data)
-    for opcode, argument, position in operations:
+    operations: Iterable[Any] = pickletools.genops(file)
+    for number, (opcode, argument, _) in enumerate(operations):
+        if number == MAX_OPCODES:
+            raise UnreadableError(f"its pickle has more than {MAX_OPCODES} opcodes")
         match opcode.name:
             case name if name in _LITERALS:
                 stack.append(argument)
@@ -102,7 +132,7 @@ def unpickle(
                 if isinstance(stack[-1], Attributes):
                     stack[-1].state = state
             case "STOP":
-                if position + 1 != len(data) or len(stack) != 1 or below:
+                if len(stack) != 1 or below:
                     raise UnreadableError("its pickle has a wrong end")
                 return stack[0]
             case name if name not in ("PROTO", "FRAME"):

@@ -1,0 +1,174 @@
+"""StyleGAN2's weights on disk, under the names and in the layouts of NVIDIA's PyTorch code."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from flax import traverse_util
+
+from qdgs_jax import files
+from qdgs_jax.errors import CheckpointError
+from qdgs_jax.models.checkpoint import explained, read_tensors
+from qdgs_jax.models.stylegan2.modeling import StyleGAN2Config
+from qdgs_jax.models.stylegan2.nvidia import read_generator
+from qdgs_jax.typing import Params
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+MODEL_TYPE = "stylegan2"
+_TOLD = 20  # problems spelled out in one message
+
+
+class Row(NamedTuple):
+    """Where one weight comes from, where it goes, and how its axes are ordered on the way."""
+
+    source: str
+    target: str
+    shape: tuple[int, ...]
+    """In the file."""
+    axes: tuple[int, ...]
+    """Order of these axes in the tree, where a 1 x 1 kernel is a matrix."""
+
+    @property
+    def ordered(self) -> tuple[int, ...]:
+        """Shape in the tree but for the two axes of a 1 x 1 kernel."""
+        return tuple(self.shape[axis] for axis in self.axes)
+
+    @property
+    def leaf(self) -> tuple[int, ...]:
+        """Shape in the tree."""
+        return self.ordered[2:] if self.ordered[:2] == (1, 1) else self.ordered
+
+
+def load(path: str | Path) -> tuple[StyleGAN2Config, Params]:
+    """Load a generator: a folder that `save` wrote, its safetensors, or a pickle of NVIDIA's.
+
+    Of a pickle, the averaged generator `G_ema` is taken. Nothing in it is executed.
+
+    Returns:
+        The config, and the weights as float32.
+
+    Raises:
+        CheckpointError: The file is absent, unreadable, unsafe or no StyleGAN2.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / WEIGHTS
+    if _is_pickle(path):
+        config, tensors = read_generator(path)
+    else:
+        config, tensors = _read_config(path.parent / CONFIG), read_tensors(path)
+    with explained(path, f"check that {CONFIG} beside it is its own"):
+        return config, _fill(config, tensors, path)
+
+
+def save(folder: str | Path, config: StyleGAN2Config, params: Params) -> None:
+    """Writes config.json and model.safetensors into a folder, which `load` reads."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    leaves = traverse_util.flatten_dict(params, sep="/")
+    tensors = {}
+    for row in table(config):
+        ordered = np.asarray(leaves[row.target], np.float32).reshape(row.ordered)
+        turned = ordered.transpose(np.argsort(row.axes))
+        tensors[row.source] = np.asarray(turned, order="C")
+    values = {"model_type": MODEL_TYPE, **dataclasses.asdict(config)}
+    files.write(folder / CONFIG, json.dumps(values, indent=2) + "\n")
+    files.write(folder / WEIGHTS, safetensors.numpy.save(tensors, {"format": "pt"}))
+
+
+def table(config: StyleGAN2Config) -> Iterator[Row]:
+    """One row a weight."""
+
+    def dense(source: str, target: str, n_in: int, n_out: int) -> Iterator[Row]:
+        yield Row(f"{source}.weight", f"{target}/kernel", (n_out, n_in), (1, 0))
+        yield Row(f"{source}.bias", f"{target}/bias", (n_out,), (0,))
+
+    def convolution(source: str, target: str, n_in: int, n_out: int, side: int) -> Iterator[Row]:
+        axes = (1, 2, 3, 0) if source.endswith("conv0") else (2, 3, 1, 0)
+        yield from dense(f"{source}.affine", f"{target}/affine", config.style_size, n_in)
+        yield Row(f"{source}.weight", f"{target}/kernel", (n_out, n_in, 3, 3), axes)
+        yield Row(f"{source}.bias", f"{target}/bias", (n_out,), (0,))
+        if config.noise:
+            yield Row(f"{source}.noise_const", f"{target}/noise", (side, side), (0, 1))
+            yield Row(f"{source}.noise_strength", f"{target}/noise_strength", (), ())
+
+    size = config.latent_size
+    if config.label_size:
+        embedding = config.embedding_size
+        yield from dense("mapping.embed", "mapping/embedding", config.label_size, embedding)
+        size += embedding
+    for i, outputs in enumerate(config.mapping_sizes):
+        yield from dense(f"mapping.fc{i}", f"mapping/dense{i}", size, outputs)
+        size = outputs
+    yield Row("mapping.w_avg", "mean_style", (config.style_size,), (0,))
+    for i, n_out in enumerate(config.channels):
+        side, n_in = 4 << i, config.channels[max(i - 1, 0)]
+        source, target = f"synthesis.b{side}", f"synthesis/block{side}"
+        if i == 0:
+            yield Row(f"{source}.const", f"{target}/const", (n_out, 4, 4), (1, 2, 0))
+        else:
+            yield from convolution(f"{source}.conv0", f"{target}/conv0", n_in, n_out, side)
+        yield from convolution(f"{source}.conv1", f"{target}/conv1", n_out, n_out, side)
+        if i > 0 and config.architecture == "resnet":
+            shape = (n_out, n_in, 1, 1)
+            yield Row(f"{source}.skip.weight", f"{target}/shortcut", shape, (2, 3, 1, 0))
+        if config.architecture == "skip" or side == config.image_size:
+            affine, shape = config.style_size, (config.image_channels, n_out, 1, 1)
+            yield from dense(f"{source}.torgb.affine", f"{target}/to_image/affine", affine, n_out)
+            yield Row(f"{source}.torgb.weight", f"{target}/to_image/kernel", shape, (2, 3, 1, 0))
+            yield Row(f"{source}.torgb.bias", f"{target}/to_image/bias", shape[:1], (0,))
+
+
+def _fill(config: StyleGAN2Config, tensors: dict[str, np.ndarray], path: Path) -> Params:
+    """Every leaf from exactly one row, every tensor used; all that fails is told at once."""
+    leaves: dict[str, Any] = {}
+    problems: list[str] = []
+    unused = set(tensors)
+    for row in table(config):
+        unused.discard(row.source)
+        tensor = tensors.get(row.source)
+        if tensor is None:
+            problems.append(f"{row.source} is missing")
+        elif tensor.shape != row.shape or not jnp.issubdtype(tensor.dtype, jnp.floating):
+            problems.append(f"{row.source} is {tensor.dtype} {tensor.shape} instead of {row.shape}")
+        else:
+            leaf = tensor.transpose(row.axes).reshape(row.leaf)
+            leaves[row.target] = jnp.asarray(leaf, jnp.float32)
+    problems += [f"{key} is unknown" for key in sorted(unused)]
+    if problems:
+        told = "; ".join(problems[:_TOLD])
+        more = f"; and {len(problems) - _TOLD} more" if len(problems) > _TOLD else ""
+        raise CheckpointError(
+            f"{path} does not fit its config: {told}{more}: take weights and config from one source"
+        )
+    return traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def _is_pickle(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(1) == b"\x80"
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read, {error.strerror}: give a folder with {CONFIG} and {WEIGHTS}, "
+            "or a .pkl of NVIDIA's"
+        ) from error
+
+
+def _read_config(path: Path) -> StyleGAN2Config:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values.pop("model_type") != MODEL_TYPE:
+            raise ValueError(f"its model_type is not {MODEL_TYPE}")
+        lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+        return StyleGAN2Config(**{**values, **lists})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a StyleGAN2's config ({type(error).__name__}: {error}): "
+            f"give a folder with {CONFIG} and {WEIGHTS}, or a .pkl of NVIDIA's"
+        ) from error
