@@ -14,10 +14,18 @@ import tyro
 from tqdm import tqdm
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from qdgs_jax.config import Config, MeasureConfig, ObjectiveConfig, load_config
+from qdgs_jax.config import (
+    Config,
+    MeasureConfig,
+    ObjectiveConfig,
+    RepairConfig,
+    load_config,
+    load_repair_config,
+)
 from qdgs_jax.errors import ConfigError, QDGSError
 
 Overrides = Annotated[Config, arg(name="")]
+RepairOverrides = Annotated[RepairConfig, arg(name="")]
 
 # What `--help` shows as defaults when no config is named.
 _ANY_CONFIG = Config(
@@ -36,11 +44,13 @@ def run_command(arguments: list[str]) -> int:
     warnings.showwarning = _show_warning
     try:
         config = _named_config(arguments)
+        repair_config = _named_repair_config(arguments)
         tyro.extras.subcommand_cli_from_dict(
             {
                 "sample": functools.partial(sample, overrides=config),
                 "export": export,
                 "baseline": functools.partial(baseline, overrides=config),
+                "train": functools.partial(train, overrides=repair_config),
                 "convert": convert,
                 "pretrain": pretrain,
             },
@@ -137,6 +147,49 @@ def baseline(
     _tell({"dataset": str(out), **balance.as_dict()}, str(balance))
 
 
+def train(
+    config: Positional[Path | None] = None,
+    *,
+    overrides: RepairOverrides,
+    train: Path | None = None,
+    repair: Path | None = None,
+    test: Path | None = None,
+    group: str | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+) -> None:
+    """Repair biased classifiers: the experiment of a config, or with your own folders of images.
+
+    Args:
+        config: TOML file; each of its values can be overridden by an option.
+        train: instead of the experiment: class folders of images to train on.
+        repair: class folders of images to go on with.
+        test: class folders of images to test on, with a metadata.jsonl.
+        group: column of the test's metadata.jsonl that names the groups to be fair to.
+        out: folder of the results; runs/NAME-OF-THE-CONFIG or runs/train if not given.
+        resume: go on with the results in that folder.
+    """
+    from qdgs_jax import repair as repairs
+    from qdgs_jax.emitters.cma_es import single_threaded_blas
+
+    folder = out or Path("runs") / (config.stem if config else "train")
+    if train or repair or test or group:
+        if not (train and test and group):
+            raise ConfigError("Folders need all of --train, --test and --group: add what lacks.")
+        results = repairs.repair_folders(
+            overrides, folder, train=train, repair=repair, test=test, group=group, resume=resume
+        )
+    elif overrides.search:
+        single_threaded_blas()
+        search = load_config(Path(overrides.search))
+        results = repairs.run_experiment(overrides, search, folder, resume=resume)
+    else:
+        raise ConfigError(
+            "Nothing to train on: name a config with `search`, or give --train, --test, --group."
+        )
+    _tell({"results": str(folder), **results, "table": repairs.table(results)}, "{table}")
+
+
 def pretrain(
     model: Positional[Literal["vae", "clip"]], out: Positional[Path], *, seed: int = 0
 ) -> None:
@@ -178,6 +231,14 @@ def _named_config(arguments: list[str]) -> Config:
     named = [path for path in arguments[1:] if path.endswith(".toml")]
     first = [path for path in arguments[1:2] if not path.startswith("-")]
     return load_config(Path((named or first)[0])) if named or first else _ANY_CONFIG
+
+
+def _named_repair_config(arguments: list[str]) -> RepairConfig:
+    """The same for `train`, which can do without a file."""
+    named = arguments[:1] == ["train"] and [
+        path for path in arguments[1:2] if not path.startswith("-")
+    ]
+    return load_repair_config(Path(named[0])) if named else RepairConfig()
 
 
 @contextlib.contextmanager

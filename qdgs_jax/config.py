@@ -229,6 +229,81 @@ class Config:
             )
 
 
+@_checked
+class ClassifierConfig:
+    """A small convolutional network; the defaults are the paper's."""
+
+    channels: Annotated[tuple[Count, ...], Field(min_length=1)] = (16, 32, 64)
+    """Of 3 x 3 convolutions, each followed by 2 x 2 max pooling."""
+    hidden: Count = 128
+    """Width of the linear layer before the last."""
+
+
+@_checked
+class TrainingConfig:
+    """How a classifier is trained, and then repaired; the defaults are the paper's."""
+
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """`sgd` has a momentum of 0.9."""
+    learning_rate: Positive = 1e-3
+    batch_size: Count = 128
+    epochs: Count = 20
+    """On the biased images."""
+    repair_epochs: Count = 30
+    """On the images of the repair alone, by a new optimiser."""
+    rotation: Annotated[float, Field(ge=0, le=180)] = 180.0
+    """Augmentation: each image is turned by up to so many degrees either way; 0 for none."""
+
+
+Arm = Literal["biased", "random", "random, equal classes", "random, equal bins", "qdgs", "unbiased"]
+
+
+@_checked
+class RepairConfig:
+    """Repair of biased classifiers: `classifier` and `training` serve any images, the rest says
+    what the experiment on drawings compares."""
+
+    search: str = ""
+    """Config of the search that makes the synthetic images; a path from this file's folder."""
+    seeds: Count = 5
+    """Trainings, each with drawings, a search and random samples of its own."""
+    biases: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (0.98, 0.95, 0.9, 0.85, 0.8)
+    """Fractions of training triangles that are red and of squares that are blue."""
+    arms: tuple[Arm, ...] = (
+        "biased", "random", "random, equal classes", "random, equal bins", "qdgs", "unbiased",
+    )  # fmt: skip
+    """What repairs: the same biased drawings again; random samples of the generator, labelled by
+    the search's bins, as they come or weighted to equal classes or bins; the search's elites;
+    drawings without bias."""
+    images: Count = 1000
+    """Of each training, and of each repair."""
+    random_samples: Count = 4000
+    """Random latents that are scored; the first `images` that lie in a bin are used."""
+    test_images: Count = 5000
+    """Unbiased drawings."""
+    classifier: ClassifierConfig = ClassifierConfig()
+    training: TrainingConfig = TrainingConfig()
+
+
+def load_repair_config(path: Path) -> RepairConfig:
+    """Reads a TOML file; `search` becomes a path from the working directory.
+
+    Raises:
+        ConfigError: the file is missing, not TOML, or holds unknown keys or bad values.
+    """
+    try:
+        values = tomllib.loads(path.read_text())
+        if isinstance(values.get("search"), str):
+            values["search"] = str(path.parent / values["search"])
+        return pydantic.TypeAdapter(RepairConfig).validate_python(values)
+    except OSError as error:
+        raise ConfigError(f"Cannot read the config {path}: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The config {path} is not valid TOML: {error}.") from None
+    except pydantic.ValidationError as error:
+        raise ConfigError(f"Config {path}: {_explain(error)}.") from None
+
+
 def load_config(path: Path) -> Config:
     """Reads a TOML file.
 
@@ -284,6 +359,6 @@ def _explain(error: pydantic.ValidationError) -> str:
 def _known_keys() -> list[str]:
     classes = (
         Config, GeneratorConfig, EncoderConfig, ObjectiveConfig, MeasureConfig, SearchConfig,
-        RunConfig, BinConfig, ExportConfig,
+        RunConfig, BinConfig, ExportConfig, ClassifierConfig, TrainingConfig, RepairConfig,
     )  # fmt: skip
     return [field.name for cls in classes for field in dataclasses.fields(cls)]

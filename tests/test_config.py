@@ -17,7 +17,10 @@ MINIMAL: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+SEARCHES = sorted(set(CONFIGS.glob("*.toml")) - {CONFIGS / "shapes_debias.toml"})
+
+
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
 def test_shipped_configs_load(path: Path) -> None:
     assert load_config(path).measures
 

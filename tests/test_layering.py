@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "qdgs_jax"
 ORDER = [
     "errors", "files", "typing", "config", "models", "shapes", "generators", "encoders", "prompts",
     "scoring", "archive", "emitters", "search", "pretrain", "figures", "runs", "image_folder",
-    "dataset_card", "dataset", "cli",
+    "dataset_card", "dataset", "classifier", "labelled_folder", "repair", "cli",
 ]  # fmt: skip
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -1,0 +1,286 @@
+"""Images and labels -> a trained classifier -> how right it is about each group.
+
+The classifier is the paper's (QDGS, shapes domain). Functions that train take a leading axis S of
+seeds: trainings beside each other, with weights and data of their own, in one program.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from qdgs_jax.config import ClassifierConfig, TrainingConfig
+from qdgs_jax.typing import Array, Images, Key, Params
+
+EVALUATED_AT_ONCE = 100  # images; bounds memory
+
+# Uniform in +-1 / sqrt(fan-in), as PyTorch begins.
+_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class Data(NamedTuple):
+    """What is learned from."""
+
+    images: Array  # [N, H, W, 3] uint8
+    labels: Array  # [N] int32, positions among the classes
+    weights: Array  # [N] weight of each image in the loss, 1 on average
+
+
+class TrainingState(struct.PyTreeNode):
+    """All that evolves in a training."""
+
+    params: Params
+    optimiser: optax.OptState
+    epoch: Array  # [] int32
+
+
+class Network(nn.Module):
+    """3 x 3 convolutions, each with 2 x 2 max pooling and ReLU, then two linear maps."""
+
+    config: ClassifierConfig
+    outputs: int
+
+    @nn.compact
+    def __call__(self, images: Images) -> Array:
+        x = images
+        for i, features in enumerate(self.config.channels, start=1):
+            # ReLU commutes with the maximum, and has a quarter of the work after it.
+            x = nn.relu(_pool(Convolution(features, name=f"conv{i}")(x)))
+        x = nn.relu(
+            nn.Dense(self.config.hidden, kernel_init=_INIT, name="fc1")(x.reshape(len(x), -1))
+        )
+        return nn.Dense(self.outputs, kernel_init=_INIT, name="fc2")(x)
+
+
+class Convolution(nn.Module):
+    """A 3 x 3 convolution of padding 1.
+
+    A product with windows: inside a `lax.scan` on CPU the gradients of XLA's own convolutions are
+    several times slower.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        height, width, channels = x.shape[1:]
+        kernel = self.param("kernel", _INIT, (3, 3, channels, self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        windows = [x[:, a : a + height, b : b + width] for a in range(3) for b in range(3)]
+        return jnp.concatenate(windows, axis=-1) @ kernel.reshape(-1, self.features) + bias
+
+
+def _pool(x: Array) -> Array:
+    """The largest of each 2 x 2 block of x [N, H, W, C]; an odd last row or column is dropped."""
+    n, height, width, channels = x.shape
+    height, width = height // 2, width // 2
+    x = x[:, : 2 * height, : 2 * width].reshape(n, height, 2, width, 2, channels)
+    return x.max(axis=(2, 4))
+
+
+def network(config: ClassifierConfig, classes: int) -> Network:
+    """Two classes take one output, whose sigmoid is the second's probability; more, one each."""
+    return Network(config, 1 if classes == 2 else classes)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "image_shape", "classes"))
+def init(
+    config: ClassifierConfig, keys: Key, *, image_shape: tuple[int, ...], classes: int
+) -> Params:
+    """Random weights for each of keys [S]; `image_shape` is (H, W, 3)."""
+    init_one = network(config, classes).init
+    return jax.vmap(init_one, in_axes=(0, None))(keys, jnp.zeros((1, *image_shape)))
+
+
+def start(training: TrainingConfig, params: Params) -> TrainingState:
+    """Weights, with a leading axis S in each leaf, before a training."""
+    size = len(jax.tree.leaves(params)[0])
+    optimiser = jax.vmap(_optimiser(training).init)(params)
+    return TrainingState(params, optimiser, jnp.zeros(size, jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "training", "classes"))
+def train(
+    config: ClassifierConfig,
+    training: TrainingConfig,
+    state: TrainingState,
+    keys: Key,
+    data: Data,
+    epochs: Array | int,
+    *,
+    classes: int,
+) -> TrainingState:
+    """Trains for some more epochs, all in one program whatever their number.
+
+    An epoch meets each image once, in an order and at an angle of its own; the last batch is
+    smaller where the images do not fill it. Epochs in several calls are those of one call.
+
+    Args:
+        state: with a leading axis S in each leaf.
+        keys: [S], the same in each call of a training.
+        data: with a leading axis S in each leaf.
+    """
+    one = functools.partial(_train_one, network(config, classes), training)
+    return jax.vmap(one, in_axes=(0, 0, 0, None))(state, keys, data, epochs)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "classes"))
+def predict(config: ClassifierConfig, params: Params, images: Array, *, classes: int) -> Array:
+    """The likeliest class of each image.
+
+    Args:
+        params: with a leading axis S in each leaf.
+        images: [N, H, W, 3] uint8.
+
+    Returns:
+        [S, N] int32.
+    """
+    apply = network(config, classes).apply
+
+    def predict_one(params: Params, image: Array) -> Array:
+        outputs = apply(params, _as_floats(image[None]))[0]
+        return (outputs[0] > 0).astype(jnp.int32) if classes == 2 else outputs.argmax()
+
+    def predict_all(params: Params) -> Array:
+        one = functools.partial(predict_one, params)
+        return jax.lax.map(one, images, batch_size=min(EVALUATED_AT_ONCE, len(images)))
+
+    return jax.vmap(predict_all)(params)
+
+
+def _train_one(
+    network: Network,
+    training: TrainingConfig,
+    state: TrainingState,
+    key: Key,
+    data: Data,
+    epochs: Array | int,
+) -> TrainingState:
+    count = len(data.labels)
+    size = min(training.batch_size, count)
+    batches = math.ceil(count / size)
+
+    def step(state: TrainingState, batch: tuple[Array, Key]) -> tuple[TrainingState, Any]:
+        rows, turn_key = batch
+        chosen = Data(*(leaf[rows] for leaf in data))
+        images = _as_floats(rotate(turn_key, chosen.images, degrees=training.rotation))
+        weights = jnp.where(rows < 0, 0, chosen.weights)  # -1 fills the last batch
+
+        def loss(params: Params) -> Array:
+            losses = _cross_entropy(network.apply(params, images), chosen.labels)
+            return (weights * losses).sum() / (rows >= 0).sum()
+
+        updates, optimiser = _optimiser(training).update(
+            jax.grad(loss)(state.params), state.optimiser, state.params
+        )
+        params = optax.apply_updates(state.params, updates)
+        return state.replace(params=params, optimiser=optimiser), None
+
+    def epoch(_: Array, state: TrainingState) -> TrainingState:
+        order_key, turn_key = jax.random.split(jax.random.fold_in(key, state.epoch))
+        rows = jnp.full(batches * size, -1).at[:count].set(jax.random.permutation(order_key, count))
+        steps = rows.reshape(batches, size), jax.random.split(turn_key, batches)
+        state, _ = jax.lax.scan(step, state, steps)
+        return state.replace(epoch=state.epoch + 1)
+
+    return jax.lax.fori_loop(0, epochs, epoch, state)
+
+
+def rotate(key: Key, images: Array, *, degrees: float) -> Array:
+    """Turns each image about its centre by an angle drawn from +-degrees.
+
+    Pixels are the nearest of the unturned image [N, H, W, 3]; beyond its edge, the edge's.
+    """
+    if degrees == 0:
+        return images
+    n, height, width = images.shape[:3]
+    angle = jnp.deg2rad(jax.random.uniform(key, (n, 1, 1), minval=-degrees, maxval=degrees))
+    y = jnp.arange(height)[:, None] - (height - 1) / 2
+    x = jnp.arange(width) - (width - 1) / 2
+    row = jnp.round(jnp.cos(angle) * y + jnp.sin(angle) * x + (height - 1) / 2).astype(int)
+    column = jnp.round(jnp.cos(angle) * x - jnp.sin(angle) * y + (width - 1) / 2).astype(int)
+    row, column = jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)
+    return images[jnp.arange(n)[:, None, None], row, column]
+
+
+def _cross_entropy(outputs: Array, labels: Array) -> Array:
+    """Outputs [N, 1] of two classes or [N, K] of more, labels [N] -> losses [N]."""
+    if outputs.shape[1] == 1:
+        return optax.sigmoid_binary_cross_entropy(outputs[:, 0], labels)
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
+
+
+def _optimiser(training: TrainingConfig) -> optax.GradientTransformation:
+    if training.optimizer == "sgd":
+        return optax.sgd(training.learning_rate, momentum=0.9)
+    return optax.adam(training.learning_rate)
+
+
+def _as_floats(pixels: Array) -> Images:
+    return pixels.astype(jnp.float32) / 255
+
+
+class Groups(NamedTuple):
+    """Who is compared: images of one label and one value of what must not matter."""
+
+    names: tuple[str, ...]
+    labels: np.ndarray  # [G] int, position of the group's label among the classes
+    of: np.ndarray  # [N] int, group of each image
+
+
+def count(predicted: np.ndarray, groups: Groups, *, classes: int) -> np.ndarray:
+    """How often each group's images were given each class: predicted [..., N] -> [..., G, K]."""
+    size = len(groups.names), classes
+    flat = np.asarray(predicted).reshape(-1, len(groups.of))
+    counts = np.stack(
+        [np.bincount(groups.of * classes + row, minlength=math.prod(size)) for row in flat]
+    )
+    return counts.reshape(*np.shape(predicted)[:-1], *size)
+
+
+def measure(counts: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Fairness of a classifier, from counts [..., G, K] and the groups' labels [G].
+
+    Returns:
+        "accuracy" [..., G]; "mean" and "worst" [...] of these; "equalised odds gap" [...]: how far
+        apart the rates are, at most, at which groups of one label are given one class (0 is fair;
+        Hardt et al. 2016, "Equality of opportunity in supervised learning").
+    """
+    rates = counts / counts.sum(axis=-1, keepdims=True)
+    accuracy = rates[..., np.arange(len(labels)), labels]
+    gaps = [np.ptp(rates[..., labels == label, :], axis=-2).max(axis=-1) for label in set(labels)]
+    return {
+        "accuracy": accuracy,
+        "mean": accuracy.mean(axis=-1),
+        "worst": accuracy.min(axis=-1),
+        "equalised odds gap": np.max(gaps, axis=0),
+    }
+
+
+def intervals(
+    counts: np.ndarray, labels: np.ndarray, *, level: float = 0.95, draws: int = 4000
+) -> dict[str, np.ndarray]:
+    """Where `measure` of counts [G, K] would lie, were there endless images of each group.
+
+    Each group's rates are drawn from their distribution given the counts (Jeffreys' prior); so a
+    group of ten images that are all right has a wide interval too. The measured value is inside.
+
+    Returns:
+        The keys of `measure`, each with ends [2, ...].
+    """
+    random = np.random.default_rng(0)
+    rates = np.stack([random.dirichlet(group + 0.5, size=draws) for group in counts], axis=1)
+    drawn, measured = measure(rates, labels), measure(counts, labels)
+    tail = (1 - level) / 2
+    ends = {name: np.quantile(values, [tail, 1 - tail], axis=0) for name, values in drawn.items()}
+    return {
+        name: np.stack([np.minimum(low, measured[name]), np.maximum(high, measured[name])])
+        for name, (low, high) in ends.items()
+    }

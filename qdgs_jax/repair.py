@@ -1,0 +1,452 @@
+"""Biased classifiers, repaired by other images: the experiment on drawings, or anybody's folders.
+
+Both write the same folder, and go on in it where they were interrupted:
+
+plan.json        the config, and what made the results
+results/         a file for each training: how often each group was given each class
+results.json     fairness before and after, over seeds
+table.md         the same as a table
+accuracy.png     over biases (the experiment alone)
+search-SEED/, qdgs-SEED/, random-SEED/   the experiment's runs and synthetic images
+"""
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from qdgs_jax import classifier, dataset, files, generators, labelled_folder, runs, shapes
+from qdgs_jax.classifier import Data, Groups
+from qdgs_jax.config import Config, RepairConfig
+from qdgs_jax.errors import ConfigError
+from qdgs_jax.labelled_folder import LabelledImages, read_folder
+from qdgs_jax.typing import Array, Key
+
+BEFORE = "before repair"
+AFTER = "after repair"
+CLASSES = shapes.SHAPES[:2]
+COLOURS = tuple(shapes.COLOURS)[:2]
+EPOCHS_AT_ONCE = 2  # between two looks at the keyboard
+DRAWN_AT_ONCE = 100
+
+
+class Test(NamedTuple):
+    """What all classifiers are tested on."""
+
+    images: Array  # [N, H, W, 3] uint8
+    groups: Groups
+    classes: tuple[str, ...]
+
+
+def run_experiment(
+    config: RepairConfig, search: Config, out: Path, *, resume: bool = False
+) -> dict[str, Any]:
+    """Trains on biased drawings, repairs with each arm's images, tests on unbiased drawings.
+
+    Args:
+        config: what is compared; its `search` is not read.
+        search: of the synthetic images. Their labels come from its bins, that is from measures;
+            each seed has a search and random samples of its own.
+        out: folder to write, or with `resume` to go on in.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        ConfigError: the folder holds other results, or the search has no bins of both shapes.
+        QDGSError: a search was interrupted or is too short to fill any bin, or no space.
+    """
+    labels = {bin.label for bin in search.export.bins}
+    if labels != set(CLASSES):
+        raise ConfigError(
+            f"The bins of the search have the labels {', '.join(sorted(labels)) or '(none)'}, "
+            f"but the drawings are {' and '.join(CLASSES)}s: label its bins so."
+        )
+    with files.refusals_explained(out, again="run the same command with --resume"):
+        _claim(out, {"config": _without_search(config)}, resume=resume)
+        size = generators.load(search.generator.model)[0].image_size
+        draw = functools.partial(_draw, image_size=size)
+        test = _unbiased_test(draw(jax.random.key(2**32 - 1), config.test_images, 0.5))
+        todo = [
+            (bias, seed)
+            for bias in config.biases
+            for seed in range(config.seeds)
+            if not _result_path(out, seed, bias).exists()
+        ]
+        synthetic = {
+            seed: _make_synthetic(config, search, seed, out)
+            for seed in sorted({seed for _, seed in todo})
+        }
+        with _bar(config, len(todo), len(config.arms)) as bar:
+            for bias in config.biases:
+                for seeds in _together([seed for at, seed in todo if at == bias]):
+                    first, arms = zip(
+                        *(_make_arms(config, draw, bias, s, synthetic[s]) for s in seeds),
+                        strict=True,
+                    )
+                    _train_and_test(config, out, seeds, first, arms, test, bar, bias=bias)
+        results = _collect(config, out, test, config.biases)
+        results["synthetic"] = [_describe_synthetic(out, seed) for seed in range(config.seeds)]
+        _write(out, results)
+        _draw_accuracy(out / "accuracy.png", results)
+    return results
+
+
+def repair_folders(
+    config: RepairConfig,
+    out: Path,
+    *,
+    train: Path,
+    test: Path,
+    group: str,
+    repair: Path | None = None,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Trains on one ImageFolder, repairs with another, tests by group on a third.
+
+    Args:
+        config: its classifier, training and number of seeds are used.
+        out: folder to write, or with `resume` to go on in.
+        train: images in class folders.
+        test: images in class folders, with a metadata.jsonl.
+        group: column of the test's metadata.jsonl that must not matter.
+        repair: images in class folders; none to train only.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        ConfigError: `out` holds other results, or folders that do not fit each other.
+        QDGSError: an image cannot be read, or no space.
+    """
+    folders = {"train": train, "test": test, **({"repair": repair} if repair else {})}
+    read = {
+        name: read_folder(path, group=group if name == "test" else None)
+        for name, path in folders.items()
+    }
+    classes = labelled_folder.require_fit(read, folders, halvings=len(config.classifier.channels))
+    names = {name: str(path) for name, path in folders.items()}
+    plan = {"config": _without_search(config), "folders": names, "group": group}
+    with files.refusals_explained(out, again="run the same command with --resume"):
+        _claim(out, plan, resume=resume)
+        data = {name: _as_data(images, classes) for name, images in read.items()}
+        tested = Test(data["test"].images, _groups(read["test"], classes), classes)
+        arms = {AFTER: data["repair"]} if repair else {}
+        todo = [seed for seed in range(config.seeds) if not _result_path(out, seed).exists()]
+        with _bar(config, len(todo), len(arms)) as bar:
+            for seeds in _together(todo):
+                first = [data["train"]] * len(seeds)
+                _train_and_test(config, out, seeds, first, [arms] * len(seeds), tested, bar)
+        results = _collect(config, out, tested)
+        _write(out, results)
+    return results
+
+
+def _train_and_test(
+    config: RepairConfig,
+    out: Path,
+    seeds: Sequence[int],
+    first: Sequence[Data],
+    arms: Sequence[dict[str, Data]],
+    test: Test,
+    bar: Any,
+    **named: float,
+) -> None:
+    """Trains with `first`, then anew from there with each of the arms; writes a file a seed.
+
+    Args:
+        first, arms: one a seed.
+        named: what the files say beside the seed.
+    """
+    began = time.perf_counter()
+    model, training, classes = config.classifier, config.training, len(test.classes)
+    keys = jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32))
+    init_keys, first_keys, repair_keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys).T
+    shape = test.images.shape[1:]
+    counts = {}
+
+    def advance(
+        state: classifier.TrainingState, keys: Key, data: Sequence[Data], epochs: int, name: str
+    ) -> classifier.TrainingState:
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *data)
+        for start in range(0, epochs, EPOCHS_AT_ONCE):
+            some = min(EPOCHS_AT_ONCE, epochs - start)
+            state = classifier.train(model, training, state, keys, stacked, some, classes=classes)
+            jax.block_until_ready(state)
+            bar.update(some * len(seeds))
+        predicted = classifier.predict(model, state.params, test.images, classes=classes)
+        counts[name] = classifier.count(np.asarray(predicted), test.groups, classes=classes)
+        return state
+
+    params = classifier.init(model, init_keys, image_shape=shape, classes=classes)
+    trained = advance(classifier.start(training, params), first_keys, first, training.epochs, BEFORE)
+    for name in arms[0]:
+        state = classifier.start(training, trained.params)
+        advance(state, repair_keys, [each[name] for each in arms], training.repair_epochs, name)
+    seconds = (time.perf_counter() - began) / len(seeds)
+    for row, seed in enumerate(seeds):
+        found = {name: values[row].tolist() for name, values in counts.items()}
+        result = {**named, "seed": seed, "seconds": seconds, "counts": found}
+        files.write(_result_path(out, seed, *named.values()), json.dumps(result) + "\n")
+
+
+def _together(seeds: Sequence[int]) -> Iterable[Sequence[int]]:
+    """Seeds in parts that are trained beside each other: cores are busy with one already."""
+    size = 1 if jax.default_backend() == "cpu" else max(1, len(seeds))
+    return [seeds[start : start + size] for start in range(0, len(seeds), size)]
+
+
+def _bar(config: RepairConfig, trainings: int, arms: int) -> tqdm:
+    epochs = config.training.epochs + arms * config.training.repair_epochs
+    return tqdm(total=trainings * epochs, unit="epoch", disable=None, dynamic_ncols=True)
+
+
+def _make_synthetic(
+    config: RepairConfig, search: Config, seed: int, out: Path
+) -> dict[str, LabelledImages]:
+    """The seed's elites and random samples, from their folders, which are made where missing."""
+    search = dataclasses.replace(search, seed=search.seed + seed)
+    run = out / f"search-{seed}"
+    if not (run / "summary.json").is_file():
+        name, total = f"search {seed}", search.search.generations
+        with tqdm(desc=name, total=total, unit="gen", disable=None, dynamic_ncols=True) as bar:
+            runs.sample(
+                search,
+                run,
+                resume=True,
+                report=lambda row: bar.update(int(row["generation"]) - bar.n),
+            )
+    found = runs.load_run(run).config
+    wanted = [measure.range for measure in search.measures]
+    measures = tuple(
+        dataclasses.replace(measure, range=range)
+        for measure, range in zip(found.measures, wanted, strict=False)
+    )
+    if dataclasses.replace(found, measures=measures) != search:
+        raise ConfigError(f"{run} is the run of another search: choose another --out.")
+    elites, random = out / f"qdgs-{seed}", out / f"random-{seed}"
+    dataset.export(run, elites, count=config.images, seed=seed)
+    dataset.baseline(found, random, count=config.random_samples, seed=search.seed)
+    sets = {"qdgs": read_folder(elites, group="bin"), "random": read_folder(random, group="bin")}
+    if len(sets["random"]) < config.images:
+        raise ConfigError(
+            f"Only {len(sets['random'])} of {config.random_samples} random samples lie in a bin, "
+            f"fewer than the {config.images} images asked for: raise `random_samples`."
+        )
+    # Where bins are empty, elites repeat: each arm has as many images, and so as many updates.
+    return {
+        name: images.take(np.arange(config.images) % len(images)) for name, images in sets.items()
+    }
+
+
+def _make_arms(
+    config: RepairConfig, draw: Any, bias: float, seed: int, synthetic: dict[str, LabelledImages]
+) -> tuple[Data, dict[str, Data]]:
+    """The biased drawings, and what each arm repairs with."""
+    biased_key, unbiased_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1))
+    biased = _plain(draw(biased_key, config.images, bias))
+    random, qdgs = (_as_data(synthetic[name], CLASSES) for name in ("random", "qdgs"))
+    made = {
+        "biased": lambda: biased,
+        "random": lambda: random,
+        "random, equal classes": lambda: random._replace(weights=equal(synthetic["random"].labels)),
+        "random, equal bins": lambda: random._replace(weights=equal(synthetic["random"].groups)),
+        "qdgs": lambda: qdgs,
+        "unbiased": lambda: _plain(draw(unbiased_key, config.images, 0.5)),
+    }
+    return biased, {arm: made[arm]() for arm in config.arms}
+
+
+def equal(values: Sequence[str]) -> Array:
+    """Weights [N], 1 on average, by which each value weighs as much as any other."""
+    counts = Counter(values)
+    return jnp.array([len(values) / len(counts) / counts[value] for value in values])
+
+
+@functools.partial(jax.jit, static_argnums=1, static_argnames="image_size")
+def _draw(key: Key, n: int, colour_bias: Array | float, *, image_size: int) -> shapes.Drawings:
+    """Drawings with images of uint8, drawn in batches that memory bears."""
+
+    def batch(key: Key) -> shapes.Drawings:
+        drawn = shapes.draw(
+            key, min(n, DRAWN_AT_ONCE), colour_bias=colour_bias, image_size=image_size
+        )
+        return drawn._replace(images=jnp.round(255 * drawn.images).astype(jnp.uint8))
+
+    batches = jax.lax.map(batch, jax.random.split(key, -(-n // DRAWN_AT_ONCE)))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], batches)
+
+
+def _plain(drawings: shapes.Drawings) -> Data:
+    return Data(drawings.images, drawings.shape, jnp.ones(len(drawings.shape)))
+
+
+def _unbiased_test(drawings: shapes.Drawings) -> Test:
+    names = tuple(f"{colour} {shape}" for shape in CLASSES for colour in COLOURS)
+    of = np.asarray(drawings.shape * len(COLOURS) + drawings.colour)
+    return Test(drawings.images, Groups(names, np.array([0, 0, 1, 1]), of), CLASSES)
+
+
+def _as_data(images: LabelledImages, classes: Sequence[str]) -> Data:
+    labels = jnp.array([classes.index(label) for label in images.labels])
+    return Data(jnp.asarray(images.pixels), labels, jnp.ones(len(labels)))
+
+
+def _groups(images: LabelledImages, classes: Sequence[str]) -> Groups:
+    pairs = list(zip(images.labels, images.groups, strict=True))
+    known = sorted(set(pairs))
+    labels = np.array([classes.index(label) for label, _ in known])
+    names = tuple(f"{label}, {group}" for label, group in known)
+    return Groups(names, labels, np.array([known.index(pair) for pair in pairs]))
+
+
+def _claim(out: Path, plan: dict[str, Any], *, resume: bool) -> None:
+    """Makes `out` the folder of this plan, or checks that it is."""
+    path = out / "plan.json"
+    if path.is_file():
+        if not resume:
+            raise ConfigError(
+                f"{out} already holds results: pass --resume to go on with them, "
+                "or choose another --out."
+            )
+        before = json.loads(path.read_text())
+        if any(before.get(key) != json.loads(json.dumps(value)) for key, value in plan.items()):
+            raise ConfigError(
+                f"{out} holds the results of another config: resume with the config that began "
+                "them, or choose another --out."
+            )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} holds other files: choose another --out.")
+    (out / "results").mkdir(parents=True)
+    packages = ("qdgs-jax", "jax", "jaxlib", "flax", "optax", "numpy")
+    versions = {package: importlib.metadata.version(package) for package in packages}
+    device = f"{jax.devices()[0].device_kind} x {jax.device_count()}"
+    files.write(path, json.dumps({**plan, "device": device, "versions": versions}, indent=1) + "\n")
+
+
+def _without_search(config: RepairConfig) -> dict[str, Any]:
+    """The config but for a path; the search's own config stands in its folder."""
+    values = dataclasses.asdict(config)
+    del values["search"]
+    return values
+
+
+def _result_path(out: Path, seed: int, bias: float | None = None) -> Path:
+    name = f"seed-{seed}.json" if bias is None else f"bias-{bias:g}-seed-{seed}.json"
+    return out / "results" / name
+
+
+def _collect(
+    config: RepairConfig, out: Path, test: Test, biases: Sequence[float | None] = (None,)
+) -> dict[str, Any]:
+    """Fairness over seeds, from the files of all trainings."""
+    rows, seconds = [], 0.0
+    for bias in biases:
+        found = [
+            json.loads(_result_path(out, seed, bias).read_text()) for seed in range(config.seeds)
+        ]
+        seconds += sum(each["seconds"] for each in found)
+        for arm in found[0]["counts"]:
+            counts = np.array([each["counts"][arm] for each in found])  # [S, G, K]
+            about = {"arm": arm} if bias is None else {"bias": bias, "arm": arm}
+            rows.append({**about, **_over_seeds(counts, test.groups)})
+    return {
+        "seeds": config.seeds,
+        "classes": test.classes,
+        "groups": {
+            name: int((test.groups.of == group).sum())
+            for group, name in enumerate(test.groups.names)
+        },
+        "seconds": seconds,
+        "rows": rows,
+    }
+
+
+def _over_seeds(counts: np.ndarray, groups: Groups) -> dict[str, dict[str, Any]]:
+    """Each number of `classifier.measure`: its seeds, their mean and spread, and its interval.
+
+    The interval tells how much the choice of test images matters, the spread how much the seed
+    does: it is that of one seed, its ends averaged over seeds.
+    """
+    measured = classifier.measure(counts, groups.labels)
+    each = [classifier.intervals(seed, groups.labels) for seed in counts]
+    ends = {name: np.mean([seed[name] for seed in each], axis=0) for name in measured}
+    for values in (measured, ends):
+        accuracy = values.pop("accuracy")
+        values |= {name: accuracy[..., group] for group, name in enumerate(groups.names)}
+    return {
+        name: {
+            "mean": float(values.mean()),
+            "spread": float(values.std(ddof=min(1, len(values) - 1))),
+            "interval": ends[name].tolist(),
+            "seeds": values.tolist(),
+        }
+        for name, values in measured.items()
+    }
+
+
+def _describe_synthetic(out: Path, seed: int) -> dict[str, Any]:
+    """What the seed's search found and its random samples happened to be, by bin."""
+    summary = json.loads((out / f"search-{seed}/summary.json").read_text())
+    described: dict[str, Any] = {"seed": seed, "coverage": summary.get("coverage")}
+    for name in ("qdgs", "random"):
+        bins = json.loads((out / f"{name}-{seed}/balance.json").read_text())["bins"]
+        described[name] = {
+            bin["name"]: {key: bin[key] for key in ("available", "got", "distinct")} for bin in bins
+        }
+    return described
+
+
+def _write(out: Path, results: dict[str, Any]) -> None:
+    files.write(out / "results.json", json.dumps(results, indent=1) + "\n")
+    files.write(out / "table.md", table(results))
+
+
+def table(results: dict[str, Any]) -> str:
+    """Results in Markdown: mean and standard deviation over seeds; of folders also the interval."""
+    about = [name for name in ("bias", "arm") if name in results["rows"][0]]
+    names = [name for name in results["rows"][0] if name not in about]
+    lines = [
+        "| " + " | ".join([*about, *names]) + " |",
+        "|" + "---|" * len(about) + "---:|" * len(names),
+    ]
+    for row in results["rows"]:
+        cells = [str(row[name]) for name in about]
+        for name in names:
+            value = f"{row[name]['mean']:.3f} ± {row[name]['spread']:.3f}"
+            low, high = row[name]["interval"]
+            cells.append(value if "bias" in row else f"{value} [{low:.3f}, {high:.3f}]")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _draw_accuracy(path: Path, results: dict[str, Any]) -> None:
+    """Mean and worst group's accuracy over biases, a line an arm, with the seeds' spread."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2, sharey=True), ("mean", "worst"), strict=True):
+        for arm in dict.fromkeys(row["arm"] for row in results["rows"]):
+            rows = [row for row in results["rows"] if row["arm"] == arm]
+            axes.errorbar(
+                [row["bias"] for row in rows],
+                [row[name]["mean"] for row in rows],
+                [row[name]["spread"] for row in rows],
+                label=arm, capsize=3, marker="o", markersize=3,
+            )  # fmt: skip
+        axes.set_xlabel("colour bias of the training drawings")
+        axes.set_title(f"{name} accuracy of the four groups")
+        axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
+    with files.replacing(path) as file:
+        figure.savefig(file, dpi=110, format="png", metadata={"Software": None})

@@ -1,0 +1,188 @@
+"""The classifier: its network, its training as one program, and what is told of its fairness."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from qdgs_jax import classifier
+from qdgs_jax.classifier import Data, Groups
+from qdgs_jax.config import ClassifierConfig, TrainingConfig
+
+SIZE = 12
+SMALL = ClassifierConfig(channels=(3, 4), hidden=8)
+
+
+class Plain(nn.Module):
+    """The paper's network as it is usually written."""
+
+    config: ClassifierConfig
+
+    @nn.compact
+    def __call__(self, x):
+        for i, features in enumerate(self.config.channels, start=1):
+            x = nn.relu(nn.Conv(features, (3, 3), padding=1, name=f"conv{i}")(x))
+            x = nn.max_pool(x, (2, 2), (2, 2))
+        x = nn.relu(nn.Dense(self.config.hidden, name="fc1")(x.reshape(len(x), -1)))
+        return nn.Dense(1, name="fc2")(x)
+
+
+def make_data(n: int) -> Data:
+    """Noise that has no red in class 0 and no blue in class 1, for two seeds."""
+    random = np.random.default_rng(7)
+    labels = random.integers(0, 2, (2, n))
+    images = random.integers(0, 256, (2, n, SIZE, SIZE, 3))
+    images[labels == 0, ..., 0] = 0
+    images[labels == 1, ..., 2] = 0
+    return Data(jnp.asarray(images, jnp.uint8), jnp.asarray(labels), jnp.ones((2, n)))
+
+
+def begin(training: TrainingConfig) -> classifier.TrainingState:
+    """Of two seeds."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    params = classifier.init(SMALL, keys, image_shape=(SIZE, SIZE, 3), classes=2)
+    return classifier.start(training, params)
+
+
+@pytest.mark.parametrize("height", [12, 13])
+def test_network_is_the_papers(height: int) -> None:
+    images = jnp.asarray(np.random.default_rng(0).random((4, height, 12, 3)), jnp.float32)
+    params = classifier.network(SMALL, 2).init(jax.random.key(1), images)
+    np.testing.assert_allclose(
+        classifier.network(SMALL, 2).apply(params, images),
+        Plain(SMALL).apply(params, images),
+        rtol=1e-5, atol=1e-6,
+    )  # fmt: skip
+
+
+def test_paper_size() -> None:
+    network = classifier.network(ClassifierConfig(), 2)
+    params = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 128, 128, 3)))["params"]
+    assert params["fc1"]["kernel"].shape == (16384, 128)
+    assert params["fc2"]["kernel"].shape == (128, 1)
+
+
+def test_training_equals_a_python_loop() -> None:
+    training = TrainingConfig(batch_size=3, rotation=0, optimizer="sgd", learning_rate=0.1)
+    data, state, keys = make_data(8), begin(training), jax.random.split(jax.random.key(3), 2)
+    trained = classifier.train(SMALL, training, state, keys, data, 2, classes=2)
+    optimiser = optax.sgd(0.1, momentum=0.9)
+
+    @jax.jit
+    def step(params, memory, images, labels):
+        def loss(params):
+            outputs = Plain(SMALL).apply(params, images / 255)[:, 0]
+            return optax.sigmoid_binary_cross_entropy(outputs, labels).mean()
+
+        updates, memory = optimiser.update(jax.grad(loss)(params), memory)
+        return optax.apply_updates(params, updates), memory
+
+    for seed in range(2):
+        params = jax.tree.map(lambda leaf, seed=seed: leaf[seed], state.params)
+        memory = optimiser.init(params)
+        for epoch in range(2):
+            order_key, _ = jax.random.split(jax.random.fold_in(keys[seed], epoch))
+            order = jax.random.permutation(order_key, 8)
+            for rows in (order[:3], order[3:6], order[6:]):  # the last batch is smaller
+                params, memory = step(
+                    params, memory, data.images[seed, rows], data.labels[seed, rows]
+                )
+        jax.tree.map(
+            lambda a, b, seed=seed: np.testing.assert_allclose(a[seed], b, rtol=1e-4, atol=1e-6),
+            trained.params, params,
+        )  # fmt: skip
+
+
+LEARNING = TrainingConfig(batch_size=16, learning_rate=1e-2)
+
+
+def test_training_learns_and_compiles_once() -> None:
+    data, keys = make_data(40), jax.random.split(jax.random.key(1), 2)
+    before = classifier.train._cache_size()
+    one = classifier.train(SMALL, LEARNING, begin(LEARNING), keys, data, 20, classes=2)
+    two = begin(LEARNING)
+    for epochs in (13, 7):
+        two = classifier.train(SMALL, LEARNING, two, keys, data, epochs, classes=2)
+    assert classifier.train._cache_size() <= before + 1
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+    for seed in range(2):
+        predicted = classifier.predict(SMALL, one.params, data.images[seed], classes=2)[seed]
+        assert (predicted == data.labels[seed]).mean() > 0.9
+
+
+def test_images_without_weight_do_not_teach() -> None:
+    data, keys = make_data(40), jax.random.split(jax.random.key(1), 2)
+    state = begin(LEARNING)
+    data = data._replace(weights=data.weights.at[0, 5:9].set(0))
+    other = data._replace(labels=data.labels.at[0, 5:9].set(1 - data.labels[0, 5:9]))
+    a, b = (classifier.train(SMALL, LEARNING, state, keys, d, 1, classes=2) for d in (data, other))
+    jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
+
+
+def test_more_than_two_classes() -> None:
+    images, keys = jnp.zeros((4, SIZE, SIZE, 3), jnp.uint8), jnp.zeros((2, 2), jnp.uint32)
+    shapes = jax.eval_shape(
+        partial(classifier.init, SMALL, image_shape=images.shape[1:], classes=3), keys
+    )
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
+    params["params"]["fc2"]["bias"] = jnp.array([[0.0, 2.0, 1.0], [0.0, 1.0, 2.0]])
+    predicted = classifier.predict(SMALL, params, images, classes=3)
+    np.testing.assert_array_equal(predicted, [[1] * 4, [2] * 4])
+    two = classifier._cross_entropy(jnp.array([[0.7]]), jnp.array([1]))
+    many = classifier._cross_entropy(jnp.array([[0.0, 0.7]]), jnp.array([1]))
+    np.testing.assert_allclose(two, many, rtol=1e-6)
+
+
+def test_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    images = jnp.asarray(random.integers(0, 256, (2, 7, 7, 3)), jnp.uint8)
+    key = jax.random.key(1)
+    assert classifier.rotate(key, images, degrees=0) is images
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape, **_: jnp.full(shape, 90.0))
+    turned = classifier.rotate(key, images, degrees=180)
+    np.testing.assert_array_equal(turned, np.rot90(images, axes=(1, 2)))
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape, **_: jnp.full(shape, 45.0))
+    white = jnp.full_like(images, 255).at[:, 2:5, 2:5].set(0)
+    turned = classifier.rotate(key, white, degrees=180)
+    assert (turned[:, (0, 0, -1, -1), (0, -1, 0, -1)] == 255).all()  # corners take the edge's
+    assert turned.dtype == jnp.uint8
+
+
+GROUPS = Groups(
+    ("a, x", "a, y", "b, x", "b, y"), np.array([0, 0, 1, 1]), np.repeat([0, 1, 2, 3], [10, 5, 4, 1])
+)
+
+
+def test_counts() -> None:
+    predicted = np.zeros((3, 20), int)
+    predicted[1, -1] = 1
+    counts = classifier.count(predicted, GROUPS, classes=2)
+    assert counts.shape == (3, 4, 2)
+    np.testing.assert_array_equal(counts[0], [[10, 0], [5, 0], [4, 0], [1, 0]])
+    np.testing.assert_array_equal(counts[1], [[10, 0], [5, 0], [4, 0], [0, 1]])
+
+
+def test_measures_by_hand() -> None:
+    counts = np.array([[9, 1], [3, 2], [1, 3], [0, 1]])
+    measured = classifier.measure(counts, GROUPS.labels)
+    np.testing.assert_allclose(measured["accuracy"], [0.9, 0.6, 0.75, 1])
+    assert measured["mean"] == pytest.approx(0.8125)
+    assert measured["worst"] == pytest.approx(0.6)
+    assert measured["equalised odds gap"] == pytest.approx(0.3)  # a: 0.3; b: 0.25
+    same = classifier.measure(np.stack([counts, counts]), GROUPS.labels)
+    np.testing.assert_allclose(same["worst"], [0.6, 0.6])
+
+
+def test_intervals_hold_the_measure_and_shrink() -> None:
+    counts = np.array([[9, 1], [3, 2], [4, 0], [0, 1]])
+    few, many = (classifier.intervals(n * counts, GROUPS.labels) for n in (1, 1000))
+    measured = classifier.measure(counts, GROUPS.labels)
+    for name, (low, high) in few.items():
+        assert (low <= measured[name]).all()
+        assert (measured[name] <= high).all()
+        assert (many[name][1] - many[name][0] < 0.2 * (high - low)).all()
+    assert few["accuracy"][0, 2] < 0.7  # four of four right does not mean much
