@@ -209,18 +209,23 @@ def pretrain(
 
 
 def convert(
-    kind: Positional[Literal["clip"]], source: Positional[str], out: Positional[Path]
+    kind: Positional[Literal["clip", "stylegan2"]], source: Positional[str], out: Positional[Path]
 ) -> None:
     """Rewrite a foreign checkpoint as safetensors and config.json; nothing in it is executed.
 
     Args:
         kind: what the checkpoint holds.
-        source: file, folder or hub id.
+        source: file, folder or hub id of a CLIP; .pkl of a StyleGAN2 from NVIDIA's PyTorch code.
         out: folder to write, which loads by its path.
     """
-    from qdgs_jax import encoders
+    if kind == "clip":
+        from qdgs_jax import encoders
 
-    encoders.convert(source, out)
+        encoders.convert(source, out)
+    else:
+        from qdgs_jax.models import stylegan2
+
+        stylegan2.convert(source, out)
     _tell({"model": str(out)}, "Written to {model}")
 
 

@@ -1,5 +1,6 @@
 """Hostile pickles, made by hand: none is executed, none exhausts time or memory."""
 
+import io
 import os
 import pickle
 import struct
@@ -8,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from qdgs_jax.models.pickles import Attributes, UnreadableError, unpickle
+from qdgs_jax.models import pickles
+from qdgs_jax.models.pickles import Attributes, UnreadableError, unpickle, unpickle_next
 
 START = b"\x80\x02"
 CALLED: list[Any] = []
@@ -31,10 +33,12 @@ def test_reads_what_pickle_writes(protocol: int) -> None:
         "tuples": ((), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)),
         "strings": ["", "x" * 300, "ü", b"\x00" * 300, b""] if protocol > 2 else ["ü"],
         "nested": {"a": {"b": []}},
+        **({"empty set": set()} if protocol > 3 else {}),
         **{f"key{i}": [i] * 3 for i in range(300)},
     }
     value["again"] = value["nested"]
-    assert unpickle(pickle.dumps(value, protocol), find) == value
+    loaded = unpickle(pickle.dumps(value, protocol), find)
+    assert loaded == {**value, **({"empty set": []} if protocol > 3 else {})}
 
 
 @pytest.mark.parametrize(
@@ -138,3 +142,16 @@ def test_persistent_ids_are_given_as_arguments() -> None:
     assert unpickle(data, find, lambda *arguments: list(arguments)) == ["storage", 5]
     with pytest.raises(UnreadableError):
         unpickle(data, find)
+
+
+def test_one_pickle_after_another() -> None:
+    file = io.BytesIO(START + b"K\x01." + START + b"K\x02.rest")
+    assert [unpickle_next(file, find) for _ in range(2)] == [1, 2]
+    assert file.read() == b"rest"
+
+
+def test_work_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pickles, "MAX_OPCODES", 100)
+    assert len(unpickle(START + b"]" + b"Na" * 48 + b".", find)) == 48
+    with pytest.raises(UnreadableError, match="more than 100 opcodes"):
+        unpickle(START + b"]" + b"Na" * 49 + b".", find)

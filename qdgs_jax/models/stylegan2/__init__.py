@@ -20,6 +20,6 @@ from qdgs_jax.models.stylegan2.modeling import (
     map_latents,
     synthesize,
 )
-from qdgs_jax.models.stylegan2.params import load, save
+from qdgs_jax.models.stylegan2.params import convert, load, save
 
-__all__ = ["StyleGAN2Config", "init", "load", "map_latents", "save", "synthesize"]
+__all__ = ["StyleGAN2Config", "convert", "init", "load", "map_latents", "save", "synthesize"]

@@ -81,6 +81,18 @@ def save(folder: str | Path, config: StyleGAN2Config, params: Params) -> None:
     files.write(folder / WEIGHTS, safetensors.numpy.save(tensors, {"format": "pt"}))
 
 
+def convert(source: str | Path, folder: str | Path) -> None:
+    """Rewrites a generator in any form that `load` reads as `save` does.
+
+    Raises:
+        CheckpointError: The source cannot be read.
+        QDGSError: The folder cannot be written.
+    """
+    config, params = load(source)
+    with files.refusals_explained(Path(folder), again="run the same command again"):
+        save(folder, config, params)
+
+
 def table(config: StyleGAN2Config) -> Iterator[Row]:
     """One row a weight."""
 

@@ -2,9 +2,11 @@
 
 import math
 import pickle
+import pickletools
 import struct
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -42,7 +44,7 @@ def opcodes(value: Any) -> bytes:
         case tuple():
             return b"(" + b"".join(map(opcodes, value)) + b"t"
         case _:
-            return pickle.dumps(value, 3)[2:-1]
+            return pickletools.optimize(pickle.dumps(value, 3))[2:-1]
 
 
 def pickled(value: Any) -> bytes:
@@ -208,10 +210,15 @@ def config(request: pytest.FixtureRequest) -> stylegan2.StyleGAN2Config:
 
 @pytest.fixture(scope="session")
 def params(config: stylegan2.StyleGAN2Config) -> Any:
-    return drawn(config)
+    return draw(config)
 
 
-def drawn(config: stylegan2.StyleGAN2Config) -> Any:
+@pytest.fixture(scope="session")
+def drawn() -> Callable[[stylegan2.StyleGAN2Config], Any]:
+    return draw
+
+
+def draw(config: stylegan2.StyleGAN2Config) -> Any:
     """Weights of which no leaf is constant, without compiling the program of `init`."""
     random = np.random.default_rng(0)
     shapes = jax.eval_shape(partial(stylegan2.init, config), jax.random.key(0))
@@ -227,7 +234,7 @@ def small() -> Any:
         latent_size=8, style_size=8, mapping_sizes=(8,), channels=(8, 8)
     )
     ws = jax.random.normal(jax.random.key(1), (3, config.layers, config.style_size))
-    return config, drawn(config), ws, jax.jit(partial(stylegan2.synthesize, config))
+    return config, draw(config), ws, jax.jit(partial(stylegan2.synthesize, config))
 
 
 @pytest.fixture
@@ -241,6 +248,13 @@ def networks(config: stylegan2.StyleGAN2Config, params: Any) -> dict[str, Any]:
         "G_ema": generator(config, params),
         "augment_pipe": None,
     }
+
+
+@pytest.fixture(scope="session")
+def nvidia() -> Any:
+    """The writer's functions."""
+    functions = (Call, Raw, module, number, opcodes, parameter, pickled, stream, tensor)
+    return SimpleNamespace(**{function.__name__: function for function in functions})
 
 
 @pytest.fixture

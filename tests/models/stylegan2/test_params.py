@@ -13,6 +13,7 @@ import pytest
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
+from qdgs_jax.cli import run_command
 from qdgs_jax.errors import CheckpointError
 from qdgs_jax.models import stylegan2
 from qdgs_jax.models.stylegan2.nvidia import read_generator
@@ -43,6 +44,34 @@ def test_folder_round_trip(tmp_path: Path, config: Any, params: Any) -> None:
         same(loaded, params)
     written = {path.name for path in (tmp_path / "new").iterdir()}
     assert written == {"config.json", "model.safetensors"}
+
+
+def test_command(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    config: Any,
+    params: Any,
+    networks: Any,
+    write: Callable,
+) -> None:
+    new = tmp_path / "new"
+    assert run_command(["convert", "stylegan2", str(write(networks)), str(new)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"model": str(new)}
+    loaded_config, loaded = stylegan2.load(new)
+    assert loaded_config.channels == config.channels
+    same(loaded, params)
+    bad = tmp_path / "bad.pkl"
+    bad.write_bytes(b"\x80\x04N.")
+    for source, target, reason in (
+        (bad, new, "no network G_ema"),
+        (tmp_path / "absent", new, "cannot be read"),
+        (write(networks), bad, "choose another folder"),
+    ):
+        assert run_command(["convert", "stylegan2", str(source), str(target)]) == 1
+        message = capsys.readouterr().err
+        assert message.startswith("qdgs: ")
+        assert message.count("\n") == 1
+        assert reason in message
 
 
 def test_table_fills_every_leaf_once(config: Any) -> None:
