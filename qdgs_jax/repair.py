@@ -190,7 +190,8 @@ def _train_and_test(
         return state
 
     params = classifier.init(model, init_keys, image_shape=shape, classes=classes)
-    trained = advance(classifier.start(training, params), first_keys, first, training.epochs, BEFORE)
+    state = classifier.start(training, params)
+    trained = advance(state, first_keys, first, training.epochs, BEFORE)
     for name in arms[0]:
         state = classifier.start(training, trained.params)
         advance(state, repair_keys, [each[name] for each in arms], training.repair_epochs, name)
@@ -364,7 +365,7 @@ def _collect(
             rows.append({**about, **_over_seeds(counts, test.groups)})
     return {
         "seeds": config.seeds,
-        "classes": test.classes,
+        "classes": list(test.classes),
         "groups": {
             name: int((test.groups.of == group).sum())
             for group, name in enumerate(test.groups.names)

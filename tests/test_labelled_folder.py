@@ -1,0 +1,85 @@
+"""Anybody's ImageFolders: what is read, and what users are told of folders that do not fit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qdgs_jax.errors import ConfigError, QDGSError
+from qdgs_jax.labelled_folder import read_folder, require_fit
+
+
+def write_folder(folder: Path, names: dict[str, Any], *, size: tuple[int, int] = (6, 4)) -> Path:
+    """Images by path, each with the value of the metadata column "colour"."""
+    lines = []
+    for shade, (name, colour) in enumerate(names.items()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", size, shade).save(folder / name)
+        lines.append(json.dumps({"file_name": name, "colour": colour}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_read(tmp_path: Path) -> None:
+    names = {"b/1.png": "red", "unlabelled/2.png": None, "a/0/3.png": "blue", "a/4.png": 5}
+    folder = write_folder(tmp_path, names)
+    images = read_folder(folder, group="colour")
+    assert images.labels == ("b", "a", "a")
+    assert images.groups == ("red", "blue", "5")
+    assert images.pixels.shape == (3, 4, 6, 3)
+    assert images.pixels[:, 0, 0, 0].tolist() == [0, 2, 3]
+    some = images.take(np.array([2, 0, 2]))
+    assert some.groups == ("5", "red", "5")
+    assert some.pixels[:, 0, 0, 0].tolist() == [3, 0, 3]
+
+    (folder / "metadata.jsonl").unlink()
+    assert read_folder(folder).labels == ("a", "a", "b")
+    with pytest.raises(ConfigError, match="is missing, whose column 'colour'"):
+        read_folder(folder, group="colour")
+
+
+def test_mistakes_in_a_folder(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "images", {"a/1.png": 1, "b/1.png": 2})
+    with pytest.raises(ConfigError, match=r"no column 'color' \(did you mean 'colour'\?\)"):
+        read_folder(folder, group="color")
+    Image.new("RGB", (5, 5)).save(folder / "b/1.png")
+    with pytest.raises(ConfigError, match=r"1.png is 6 x 4 and .*1.png 5 x 5: resize them alike"):
+        read_folder(folder)
+    (folder / "b/1.png").write_bytes(b"no image")
+    with pytest.raises(QDGSError, match="cannot be read"):
+        read_folder(folder)
+    (folder / "b/1.png").unlink()
+    with pytest.raises(QDGSError, match="cannot be read"):
+        read_folder(folder)
+    (folder / "metadata.jsonl").write_text('{"file": 1}\n')
+    with pytest.raises(ConfigError, match="is not a line of JSON with a `file_name`"):
+        read_folder(folder)
+    with pytest.raises(ConfigError, match="holds no labelled images"):
+        read_folder(tmp_path / "absent")
+    flat = write_folder(tmp_path / "flat", {"1.png": 1})
+    with pytest.raises(ConfigError, match="has no class"):
+        read_folder(flat)
+
+
+def test_folders_that_do_not_fit(tmp_path: Path) -> None:
+    folders = {
+        "train": write_folder(tmp_path / "train", {"cat/1.png": 1, "dog/1.png": 2}),
+        "test": write_folder(tmp_path / "test", {"dog/1.png": 1}),
+    }
+    read = {name: read_folder(path) for name, path in folders.items()}
+    assert require_fit(read, folders, halvings=2) == ("cat", "dog")
+    with pytest.raises(ConfigError, match="6 x 4 cannot be halved 3 times"):
+        require_fit(read, folders, halvings=3)
+    with pytest.raises(ConfigError, match="the one class dog"):
+        require_fit({"train": read["test"]}, {"train": folders["test"]}, halvings=1)
+    folders["repair"] = write_folder(tmp_path / "repair", {"dogs/1.png": 1})
+    read["repair"] = read_folder(folders["repair"])
+    with pytest.raises(ConfigError, match=r"lacks \(did you mean 'dog'\?\)"):
+        require_fit(read, folders, halvings=2)
+    folders["repair"] = write_folder(tmp_path / "large", {"dog/1.png": 1}, size=(8, 4))
+    read["repair"] = read_folder(folders["repair"])
+    with pytest.raises(ConfigError, match=r"are 8 x 4, those of .* 6 x 4: resize them alike"):
+        require_fit(read, folders, halvings=2)

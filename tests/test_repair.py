@@ -1,0 +1,259 @@
+"""The experiment and its twin for anybody's folders, with a generator that draws two shapes."""
+
+import dataclasses
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from qdgs_jax import classifier, encoders, generators, repair, scoring, shapes
+from qdgs_jax.cli import run_command
+from qdgs_jax.config import (
+    BinConfig,
+    ClassifierConfig,
+    Config,
+    ExportConfig,
+    MeasureConfig,
+    ObjectiveConfig,
+    RepairConfig,
+    SearchConfig,
+    TrainingConfig,
+    load_config,
+    load_repair_config,
+    save_config,
+)
+from qdgs_jax.encoders import Encoder
+from qdgs_jax.errors import ConfigError
+from qdgs_jax.generators import Generator
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+SIZE = 12
+BELOW, ABOVE = (-math.inf, 0.0), (0.0, math.inf)
+TINY = RepairConfig(
+    seeds=2,
+    biases=(0.9,),
+    images=24,
+    random_samples=32,
+    test_images=40,
+    classifier=ClassifierConfig(channels=(3,), hidden=4),
+    training=TrainingConfig(batch_size=8, epochs=1, repair_epochs=3),
+)
+FOLDERS = ["--seeds", "2", "--classifier.channels", "3", "--classifier.hidden", "4",
+           "--training.batch-size", "8", "--training.epochs", "1",
+           "--training.repair-epochs", "3"]  # fmt: skip
+
+
+def render(params: Any, latents: Any) -> Any:
+    """Colour by the first latent number, shape by the second; squares are larger."""
+    shape = (latents[:, 1] > 0).astype(int)
+    colour = jnp.array([[1.0, 0, 0], [0, 0, 1]])[(latents[:, 0] > 0).astype(int)]
+    place, angle = jnp.full((len(latents), 2), 0.5), jnp.zeros(len(latents))
+    return shapes.render(
+        shape, colour, place=place, size=0.3 + 0.3 * shape, angle=angle, image_size=SIZE
+    )
+
+
+def blueness(images: Any) -> Any:
+    return (images[..., 2] - images[..., 0]).mean(axis=(1, 2))
+
+
+def largeness(images: Any) -> Any:
+    return 0.8 - images[..., 1].mean(axis=(1, 2))
+
+
+@pytest.fixture(autouse=True)
+def models(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sample(key: Any, n: int) -> Any:
+        return jax.random.uniform(key, (n, 2), minval=-1, maxval=1)
+
+    def embed(params: Any, values: Any) -> Any:
+        return jnp.ones((len(values), 2)) / math.sqrt(2)
+
+    encoder = Encoder(
+        name="eye", sha256="b" * 64, image_size=SIZE, embed_images=embed, embed_tokens=embed,
+        tokenize=lambda texts: jnp.zeros((len(texts), 1), int), unknown_words=lambda text: [],
+    )  # fmt: skip
+    generator = Generator("two shapes", "a" * 64, 2, SIZE, sample, render)
+    monkeypatch.setattr(generators, "load", lambda model: (generator, jnp.int32(0)))
+    monkeypatch.setattr(encoders, "load", lambda model, **_: (encoder, jnp.int32(0)))
+    monkeypatch.setitem(scoring.IMAGE_MEASURES, "blueness", blueness)
+    monkeypatch.setitem(scoring.IMAGE_MEASURES, "largeness", largeness)
+
+
+def make_search(*, range: Any = "auto") -> Config:
+    bins = tuple(
+        BinConfig(name=f"{colour} {shape}", label=shape, where={"colour": blue, "shape": large})
+        for (colour, blue), (shape, large) in itertools.product(
+            (("red", BELOW), ("blue", ABOVE)), (("triangle", BELOW), ("square", ABOVE))
+        )
+    )
+    return Config(
+        objective=ObjectiveConfig(positive="good", negative="bad"),
+        measures=tuple(
+            MeasureConfig(name=name, function=function, range=range, cells=2)
+            for name, function in (("colour", "blueness"), ("shape", "largeness"))
+        ),
+        search=SearchConfig(chunk_size=8, initial_samples=8),
+        export=ExportConfig(bins=bins),
+    )
+
+
+def write_run(path: Path, config: Config) -> None:
+    """A finished search with one elite in each of four cells, but its word on the shapes swapped.
+
+    So labels that came from what was drawn would differ from those of the measures.
+    """
+    measures = np.array(list(itertools.product((-0.5, 0.5), repeat=2)), np.float32)
+    path.mkdir(parents=True)
+    save_config(path / "config.toml", config)
+    index = np.arange(4, dtype=np.int32)
+    save_file(
+        {
+            "solution": measures * np.array([1, -1], np.float32),
+            "objective": index.astype(np.float32),
+            "measures": measures,
+            "index": index,
+        },
+        path / "archive.safetensors",
+    )
+    summary = {
+        "generator": {"name": "two shapes", "sha256": "a" * 64},
+        "encoder": {"name": "eye", "sha256": "b" * 64},
+        "precision": "highest", "device": "test", "versions": {}, "coverage": 1.0,
+    }  # fmt: skip
+    (path / "summary.json").write_text(json.dumps(summary))
+
+
+def prepare(out: Path) -> Path:
+    """A folder that was interrupted after its searches."""
+    for seed in range(TINY.seeds):
+        found = dataclasses.replace(make_search(range=(-1, 1)), seed=seed)
+        write_run(out / f"search-{seed}", found)
+    (out / "results").mkdir()
+    plan = {"config": repair._without_search(TINY)}
+    (out / "plan.json").write_text(json.dumps(plan))
+    return out
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare(tmp_path_factory.mktemp("repair") / "out")
+
+
+def test_experiment(out: Path) -> None:
+    results = repair.run_experiment(TINY, make_search(), out, resume=True)
+    assert results == json.loads((out / "results.json").read_text())
+    assert [row["arm"] for row in results["rows"]] == [repair.BEFORE, *TINY.arms]
+    assert sum(results["groups"].values()) == TINY.test_images
+    for row in results["rows"]:
+        for name in ("mean", "worst", "equalised odds gap", "blue triangle"):
+            low, high = row[name]["interval"]
+            assert 0 <= low <= row[name]["mean"] <= high <= 1
+            assert len(row[name]["seeds"]) == 2
+    assert results["synthetic"][1]["qdgs"]["red square"] == {
+        "available": 1, "got": 6, "distinct": 1,
+    }  # fmt: skip
+    assert (out / "table.md").read_text().count("\n") == 2 + len(results["rows"])
+    assert (out / "accuracy.png").stat().st_size > 10_000
+
+    # What is missing is made again, alike; the rest stays.
+    path, kept = (out / f"results/bias-0.9-seed-{seed}.json" for seed in (1, 0))
+    before, kept_text = json.loads(path.read_text()), kept.read_text()
+    path.unlink()
+    compiled = classifier.train._cache_size()
+    repair.run_experiment(TINY, make_search(), out, resume=True)
+    assert classifier.train._cache_size() == compiled
+    assert json.loads(path.read_text())["counts"] == before["counts"]
+    assert kept.read_text() == kept_text
+
+    with pytest.raises(ConfigError, match="already holds results: pass --resume"):
+        repair.run_experiment(TINY, make_search(), out)
+    with pytest.raises(ConfigError, match="another config"):
+        repair.run_experiment(dataclasses.replace(TINY, images=8), make_search(), out, resume=True)
+    path.unlink()
+    with pytest.raises(ConfigError, match="the run of another search"):
+        repair.run_experiment(
+            TINY, dataclasses.replace(make_search(), search=SearchConfig()), out, resume=True
+        )
+
+
+def test_labels_come_from_the_measures(tmp_path: Path) -> None:
+    synthetic = repair._make_synthetic(TINY, make_search(), 0, prepare(tmp_path / "out"))
+    elites, random = synthetic["qdgs"], synthetic["random"]
+    assert len(elites) == len(random) == TINY.images
+    # The run claims that small ones are large; random samples are scored as they are.
+    small = np.asarray(largeness(elites.pixels / 255)) < 0
+    assert np.array_equal(small, [label == "square" for label in elites.labels])
+    small = np.asarray(largeness(random.pixels / 255)) < 0
+    assert np.array_equal(small, [label == "triangle" for label in random.labels])
+
+
+def test_equal_weights() -> None:
+    weights = np.asarray(repair.equal(["a", "b", "a", "a"]))
+    np.testing.assert_allclose(weights, [2 / 3, 2, 2 / 3, 2 / 3])
+
+
+def test_search_needs_bins_of_both_shapes(tmp_path: Path) -> None:
+    search = dataclasses.replace(make_search(), export=ExportConfig())
+    with pytest.raises(ConfigError, match="label its bins so"):
+        repair.run_experiment(TINY, search, tmp_path / "out")
+
+
+def test_folders(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "--train", str(out / "qdgs-0"), "--repair", str(out / "qdgs-1"),
+                 "--test", str(out / "random-0"), "--group", "bin", "--out", str(tmp_path / "out"),
+                 *FOLDERS]  # fmt: skip
+    assert run_command(arguments) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["classes"] == ["square", "triangle"]
+    assert [row["arm"] for row in results["rows"]] == [repair.BEFORE, repair.AFTER]
+    assert "triangle, red triangle" in results["groups"]
+    assert (tmp_path / "out/table.md").read_text() == results["table"]
+
+    (tmp_path / "out/results/seed-1.json").unlink()
+    assert run_command([*arguments, "--resume"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["rows"] == results["rows"]
+    assert run_command([*arguments, "--resume", "--training.epochs", "2"]) == 2
+    assert "another config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "Nothing to train on"),
+        (["--train", "a", "--test", "b"], "add what lacks"),
+        (["absent.toml"], "Cannot read the config absent.toml"),
+    ],
+)
+def test_mistakes_take_one_sentence(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["train", *arguments]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_shipped_config() -> None:
+    config = load_repair_config(CONFIGS / "shapes_debias.toml")
+    assert config == RepairConfig(search=config.search)  # the defaults are the paper's
+    assert load_config(Path(config.search)).export.bins
+
+
+def test_mistakes_in_a_config(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    for text, sentence in {
+        "[training]\nepoch = 1": r"unknown key 'training.epoch' \(did you mean 'epochs'\?\)",
+        "biases = [1.5]": "less than or equal to 1",
+        "arms = ['magic']": "arms",
+        "a = ": "not valid TOML",
+    }.items():
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=sentence):
+            load_repair_config(path)
