@@ -1,0 +1,276 @@
+"""Are the trainings of the repair experiment faster than in PyTorch?
+
+Question: how long do the trainings of `qdgs train configs/shapes_debias.toml` take here and in
+    PyTorch: for each of 25 pairs of bias and seed one classifier on 1,000 images, and each repair
+    of it on 1,000 others, each tested on 5,000? Searches and drawings are not trainings, and are
+    left out.
+Method: one process on the CPU, each with its default threads; same network with the same initial
+    weights, which must give the same outputs or there is nothing to compare; same images (uint8
+    noise, as time does not depend on what they show), batches, optimiser, random rotation and
+    order of loops. Images are in memory on both sides, no loader stands between. PyTorch runs with
+    its images contiguous and with channels last, and the faster counts. Each round is one pair of
+    bias and seed in each program, in turns. Total of 25 pairs: 25 median rounds, and ours with its
+    compilation, which is measured apart. Only ratios of one run mean something.
+Command: python benchmarks/classifier.py --rounds 1 --json benchmarks/results/classifier.json
+    (needs the extra `bench`; --small takes a toy setting, to see that it works; --epochs-divided 10
+    trains a tenth of all epochs, in which a round takes a tenth of the time and ratios are alike)
+Result: not yet run.
+"""
+
+import argparse
+import dataclasses
+import json
+import platform
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from qdgs_jax import classifier
+from qdgs_jax.classifier import Data
+from qdgs_jax.config import ClassifierConfig, RepairConfig, TrainingConfig, load_repair_config
+from qdgs_jax.repair import EPOCHS_AT_ONCE
+
+CONFIG = Path(__file__).parents[1] / "configs/shapes_debias.toml"
+TOLERANCE = 1e-4  # relative; float32 in two orders of summation gives about 1e-6
+SMALL = RepairConfig(
+    biases=(0.9,), seeds=2, images=20, test_images=30, arms=("qdgs",),
+    classifier=ClassifierConfig(channels=(4, 8), hidden=8),
+    training=TrainingConfig(batch_size=8, epochs=1, repair_epochs=2),
+)  # fmt: skip
+
+
+def main() -> None:
+    """Runs all programs in turns and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--epochs-divided", type=int, default=1)
+    parser.add_argument("--small", action="store_true", help="a toy setting")
+    parser.add_argument("--json", type=Path, help="where to write all times")
+    options = parser.parse_args()
+    config = divide(SMALL if options.small else load_repair_config(CONFIG), options.epochs_divided)
+    size = 16 if options.small else 128
+    programs = {
+        "jax": InJax(config, size),
+        "torch": InTorch(config, size, torch.contiguous_format),
+        "torch, channels last": InTorch(config, size, torch.channels_last),
+    }
+    require_agreement(programs)
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    for number in range(options.rounds):
+        for name, program in programs.items():
+            start = time.perf_counter()
+            run_pair(program, config, number)
+            seconds[name].append(time.perf_counter() - start)
+    pairs = len(config.biases) * config.seeds
+    compilation = programs["jax"].compilation
+    totals = {name: pairs * median(times) for name, times in seconds.items()}
+    totals["jax"] += compilation
+    result = {
+        "setting": dataclasses.asdict(config),
+        "image_size": size,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads of PyTorch",
+        "versions": {"jax": jax.__version__, "torch": torch.__version__},
+        "pairs": pairs,
+        "compilation_s": compilation,
+        "pair_s": seconds,
+        "total_s": totals,
+        "ratio": min(total for name, total in totals.items() if name != "jax") / totals["jax"],
+    }
+    print_table(result)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def divide(config: RepairConfig, by: int) -> RepairConfig:
+    """The same experiment in fewer epochs."""
+    training = config.training
+    return dataclasses.replace(
+        config,
+        training=dataclasses.replace(
+            training,
+            epochs=max(1, training.epochs // by),
+            repair_epochs=max(1, training.repair_epochs // by),
+        ),
+    )
+
+
+def run_pair(program: Any, config: RepairConfig, number: int) -> None:
+    """The trainings and tests of one pair of bias and seed."""
+    trained = program.train(program.init(number), program.first, config.training.epochs)
+    program.test(trained)
+    for _ in config.arms:
+        program.test(program.train(trained, program.second, config.training.repair_epochs))
+
+
+def make_images(config: RepairConfig, size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Images and labels: of the training, the repair and the test."""
+    random = np.random.default_rng(0)
+    return [
+        (random.integers(0, 256, (n, size, size, 3), np.uint8), random.integers(0, 2, n))
+        for n in (config.images, config.images, config.test_images)
+    ]
+
+
+def initial_params(config: RepairConfig, size: int, number: int) -> Any:
+    """Weights with a leading axis of one seed."""
+    keys = jax.random.split(jax.random.key(number), 1)
+    return classifier.init(config.classifier, keys, image_shape=(size, size, 3), classes=2)
+
+
+class InJax:
+    """The trainings as `qdgs_jax.repair` runs them on a CPU, one seed at a time."""
+
+    def __init__(self, config: RepairConfig, size: int) -> None:
+        self.config, self.size = config, size
+        first, second, (images, _) = make_images(config, size)
+        self.first, self.second = (
+            Data(jnp.asarray(x)[None], jnp.asarray(y)[None], jnp.ones((1, len(y))))
+            for x, y in (first, second)
+        )
+        self.images = jnp.asarray(images)
+        self.key = jax.random.split(jax.random.key(1), 1)
+        start = time.perf_counter()
+        params = self.init(0)
+        self.train(params, self.first, 1, compile_only=True)
+        self.test(params)
+        once = time.perf_counter()
+        self.test(params)
+        twice = time.perf_counter()
+        self.compilation = (once - start) - (twice - once)  # the first test ran, too
+
+    def init(self, number: int) -> Any:
+        return initial_params(self.config, self.size, number)
+
+    def train(self, params: Any, data: Data, epochs: int, *, compile_only: bool = False) -> Any:
+        model, training = self.config.classifier, self.config.training
+        state = classifier.start(training, params)
+        for begun in range(0, epochs, EPOCHS_AT_ONCE):
+            some = 0 if compile_only else min(EPOCHS_AT_ONCE, epochs - begun)
+            state = classifier.train(model, training, state, self.key, data, some, classes=2)
+            jax.block_until_ready(state)
+        return state.params
+
+    def test(self, params: Any) -> np.ndarray:
+        model = self.config.classifier
+        return np.asarray(classifier.predict(model, params, self.images, classes=2))
+
+    def outputs(self, images: np.ndarray) -> np.ndarray:
+        params = jax.tree.map(lambda leaf: leaf[0], self.init(0))
+        return np.asarray(classifier.network(self.config.classifier, 2).apply(params, images))
+
+
+class InTorch:
+    """The same in PyTorch, as one would write it with all images in memory."""
+
+    def __init__(self, config: RepairConfig, size: int, layout: torch.memory_format) -> None:
+        self.config, self.size, self.layout = config, size, layout
+        torch.manual_seed(0)
+        first, second, (images, _) = make_images(config, size)
+        self.first, self.second = (
+            (self.to_torch(x), torch.tensor(y, dtype=torch.float32)) for x, y in (first, second)
+        )
+        self.images = self.to_torch(images)
+        self.train(self.init(0), tuple(x[:8] for x in self.first), 1)  # warm
+
+    def to_torch(self, images: np.ndarray) -> torch.Tensor:
+        return torch.tensor(images).permute(0, 3, 1, 2).contiguous(memory_format=self.layout)
+
+    def init(self, number: int) -> dict[str, torch.Tensor]:
+        """Our initial weights in PyTorch's layout."""
+        params = jax.tree.map(
+            lambda leaf: np.asarray(leaf[0]), initial_params(self.config, self.size, number)
+        )["params"]
+        channels = self.config.classifier.channels
+        side = self.size // 2 ** len(channels)
+        state = {}
+        for i in range(1, len(channels) + 1):
+            state[f"{3 * (i - 1)}.weight"] = params[f"conv{i}"]["kernel"].transpose(3, 2, 0, 1)
+            state[f"{3 * (i - 1)}.bias"] = params[f"conv{i}"]["bias"]
+        fc1 = params["fc1"]["kernel"].reshape(side, side, channels[-1], -1)
+        last = 3 * len(channels) + 1
+        state[f"{last}.weight"] = fc1.transpose(3, 2, 0, 1).reshape(len(params["fc1"]["bias"]), -1)
+        state[f"{last}.bias"] = params["fc1"]["bias"]
+        state[f"{last + 2}.weight"] = params["fc2"]["kernel"].T
+        state[f"{last + 2}.bias"] = params["fc2"]["bias"]
+        return {name: torch.tensor(np.ascontiguousarray(value)) for name, value in state.items()}
+
+    def network(self, state: dict[str, torch.Tensor]) -> nn.Module:
+        channels, hidden = self.config.classifier.channels, self.config.classifier.hidden
+        layers: list[nn.Module] = []
+        for before, after in zip((3, *channels), channels, strict=False):
+            layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        flat = channels[-1] * (self.size // 2 ** len(channels)) ** 2
+        layers += [nn.Flatten(), nn.Linear(flat, hidden), nn.ReLU(), nn.Linear(hidden, 1)]
+        network = nn.Sequential(*layers)
+        network.load_state_dict(state)
+        return network.to(memory_format=self.layout)
+
+    def train(
+        self, state: dict[str, torch.Tensor], data: tuple[torch.Tensor, torch.Tensor], epochs: int
+    ) -> dict[str, torch.Tensor]:
+        network, training = self.network(state), self.config.training
+        optimiser = torch.optim.Adam(network.parameters(), lr=training.learning_rate)
+        images, labels = data
+        for _ in range(epochs):
+            for rows in torch.randperm(len(images)).split(training.batch_size):
+                batch = rotate(images[rows].float() / 255, training.rotation)
+                loss = functional.binary_cross_entropy_with_logits(
+                    network(batch)[:, 0], labels[rows]
+                )
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                optimiser.step()
+        return network.state_dict()
+
+    def test(self, state: dict[str, torch.Tensor]) -> torch.Tensor:
+        network = self.network(state)
+        with torch.inference_mode():
+            return torch.cat([network(x.float() / 255)[:, 0] > 0 for x in self.images.split(100)])
+
+    def outputs(self, images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return self.network(self.init(0))(self.to_torch(images)).numpy()
+
+
+def rotate(images: torch.Tensor, degrees: float) -> torch.Tensor:
+    """By random angles, each pixel the nearest one, the edge's beyond the edge."""
+    angle = torch.deg2rad((2 * torch.rand(len(images)) - 1) * degrees)
+    cos, sin, zero = torch.cos(angle), torch.sin(angle), torch.zeros(len(images))
+    matrix = torch.stack([cos, -sin, zero, sin, cos, zero], 1).reshape(-1, 2, 3)
+    grid = functional.affine_grid(matrix, list(images.shape), align_corners=False)
+    return functional.grid_sample(
+        images, grid, mode="nearest", padding_mode="border", align_corners=False
+    )
+
+
+def require_agreement(programs: dict[str, Any]) -> None:
+    """All networks with the same weights give the same outputs."""
+    size = programs["jax"].size
+    images = np.random.default_rng(1).random((8, size, size, 3), np.float32)
+    desired = programs["jax"].outputs(images)
+    for name, program in programs.items():
+        error = np.linalg.norm(program.outputs(images) - desired) / np.linalg.norm(desired)
+        if not error < TOLERANCE:
+            raise SystemExit(f"{name} differs from jax by {error:.1e}: times mean nothing")
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """Seconds of a pair and of all of them."""
+    print(f"{result['machine']}; compilation {result['compilation_s']:.1f} s")
+    for name, times in result["pair_s"].items():
+        total = result["total_s"][name]
+        print(f"{name:22} {median(times):9.2f} s a pair {total:11.1f} s for {result['pairs']}")
+    print(f"the faster PyTorch takes {result['ratio']:.2f} times as long")
+
+
+if __name__ == "__main__":
+    main()
