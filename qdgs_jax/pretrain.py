@@ -58,9 +58,10 @@ class VAETrainingConfig:
 class CLIPTrainingConfig:
     """How the shapes CLIP is trained."""
 
-    optimiser: OptimiserConfig = OptimiserConfig(steps=6000, batch_size=64, learning_rate=2e-3)
+    optimiser: OptimiserConfig = OptimiserConfig(steps=8000, batch_size=96, learning_rate=2e-3)
     scenes: int = 16384
-    """Scenes drawn before the training; each is met in eight symmetric versions."""
+    """Scenes drawn before the training; each is met in eight symmetric versions. They are half of
+    each batch, new plain drawings the other."""
     captions: int = 96
     """Texts that each batch of images is compared with."""
     vision: clip.TowerConfig = _VISION
@@ -135,9 +136,12 @@ def train_clip(
     )
 
     def loss(params: Params, key: Key, data: shapes.Scenes) -> Array:
-        scene_key, turn_key, caption_key = jax.random.split(key, 3)
-        some = jax.random.randint(scene_key, (training.optimiser.batch_size,), 0, training.scenes)
+        scene_key, turn_key, plain_key, caption_key = jax.random.split(key, 4)
+        half = training.optimiser.batch_size // 2
+        some = jax.random.randint(scene_key, (half,), 0, training.scenes)
         scenes = turn(turn_key, jax.tree.map(lambda x: x[some], data))
+        plain = shapes.draw_plain_scenes(plain_key, half, image_size=config.image_size)
+        scenes = jax.tree.map(lambda *both: jnp.concatenate(both), _as_bytes(plain), scenes)
         rows = jax.random.choice(caption_key, len(table.ids), (training.captions,), p=table.weights)
         images = clip.embed_images(config, params["clip"], (scenes.images / 255 - 1) / 0.4)
         texts = clip.embed_tokens(config, params["clip"], table.ids[rows])
@@ -190,11 +194,14 @@ def _draw_scenes(key: Key, count: int, *, image_size: int) -> shapes.Scenes:
     """Scenes with images of uint8, drawn in batches that memory bears."""
 
     def batch(batch_key: Key) -> shapes.Scenes:
-        images, truth = shapes.draw_scenes(batch_key, min(32, count), image_size=image_size)
-        return shapes.Scenes(jnp.round(255 * images).astype(jnp.uint8), truth)
+        return _as_bytes(shapes.draw_scenes(batch_key, min(32, count), image_size=image_size))
 
     batches = jax.jit(functools.partial(jax.lax.map, batch))(jax.random.split(key, -(-count // 32)))
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], batches)
+
+
+def _as_bytes(scenes: shapes.Scenes) -> shapes.Scenes:
+    return scenes._replace(images=jnp.round(255 * scenes.images).astype(jnp.uint8))
 
 
 def turn(key: Key, scenes: shapes.Scenes) -> shapes.Scenes:

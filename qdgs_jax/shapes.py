@@ -77,20 +77,23 @@ def draw(key: Key, n: int, *, colour_bias: float | Array = 0.98, image_size: int
 @functools.partial(jax.jit, static_argnames=("n", "image_size"))
 def draw_all(key: Key, n: int, *, image_size: int = 128) -> Drawings:
     """Draws all `SHAPES` in all `COLOURS`, uniformly, of any size and anywhere inside the image."""
+    drawings, _ = _draw_anywhere(key, n, image_size=image_size)
+    return drawings
+
+
+def _draw_anywhere(key: Key, n: int, *, image_size: int) -> tuple[Drawings, tuple[Array, Array]]:
+    """Drawings, with their places [N, 2] and sizes [N]."""
     shape_key, colour_key, place_key, size_key, angle_key = jax.random.split(key, 5)
     shape = jax.random.randint(shape_key, (n,), 0, len(SHAPES))
     colour = jax.random.randint(colour_key, (n,), 0, len(COLOURS))
     size = jax.random.uniform(size_key, (n,), minval=0.2, maxval=0.45)
     room = 0.46 - size[:, None]
+    place = 0.5 + room * jax.random.uniform(place_key, (n, 2), minval=-1)
+    angle = jax.random.uniform(angle_key, (n,), maxval=2 * jnp.pi)
     images = render(
-        shape,
-        _palette()[colour],
-        place=0.5 + room * jax.random.uniform(place_key, (n, 2), minval=-1),
-        size=size,
-        angle=jax.random.uniform(angle_key, (n,), maxval=2 * jnp.pi),
-        image_size=image_size,
+        shape, _palette()[colour], place=place, size=size, angle=angle, image_size=image_size
     )
-    return Drawings(images, shape, colour)
+    return Drawings(images, shape, colour), (place, size)
 
 
 def render(
@@ -140,6 +143,19 @@ class Scenes(NamedTuple):
 
     images: Images
     truth: dict[str, Array]
+
+
+@functools.partial(jax.jit, static_argnames=("n", "image_size"))
+def draw_plain_scenes(key: Key, n: int, *, image_size: int = 128) -> Scenes:
+    """Drawings of `draw_all` with the truth about them."""
+    drawings, (place, size) = _draw_anywhere(key, n, image_size=image_size)
+    truth = {
+        "shape": jax.nn.one_hot(drawings.shape, len(SHAPES) + 1),
+        "colour": jax.nn.one_hot(drawings.colour, len(COLOURS)),
+        "edges": jnp.broadcast_to(jnp.array([1.0, 0.0]), (n, 2)),
+        **_layout(place, size),
+    }
+    return Scenes(drawings.images, truth)
 
 
 @functools.partial(jax.jit, static_argnames=("n", "image_size"))
@@ -210,11 +226,18 @@ def _scene(key: Key, *, image_size: int) -> tuple[Array, dict[str, Array]]:
             (1 - mix) * painted[0] + mix * painted[1],
         ),
         "edges": jnp.array([clear, 1 - clear]),
-        "size": _thirds(size, 0.26, 0.4),
-        "across": _thirds(place[0], 0.42, 0.58),
-        "down": _thirds(1 - place[1], 0.42, 0.58),
+        **_layout(place, size),
     }
     return jnp.clip(image, 0, 1), truth
+
+
+def _layout(place: Array, size: Array) -> dict[str, Array]:
+    """Truth about places [..., 2] and sizes [...]."""
+    return {
+        "size": _thirds(size, 0.26, 0.4),
+        "across": _thirds(place[..., 0], 0.42, 0.58),
+        "down": _thirds(1 - place[..., 1], 0.42, 0.58),
+    }
 
 
 def _step(x: Array, at: float, width: float) -> Array:
@@ -224,7 +247,7 @@ def _step(x: Array, at: float, width: float) -> Array:
 
 def _thirds(x: Array, low: float, high: float) -> Array:
     below, above = _step(-x, -low, 0.01), _step(x, high, 0.01)
-    return jnp.array([below, (1 - below) * (1 - above), above])
+    return jnp.stack([below, (1 - below) * (1 - above), above], axis=-1)
 
 
 def _noise(key: Key, scale: Array, image_size: int) -> Array:

@@ -107,9 +107,6 @@ class TestAssets:
         assert max(errors.values()) < 0.1
         assert errors["red triangle"] < errors["blue triangle"]
 
-    @pytest.mark.xfail(
-        strict=True, reason="the shipped encoder is preliminary: 92 % of colours, 42 % of shapes"
-    )
     def test_clip_tells_colours_and_shapes(self):
         encoder, params = encoders.load("shapes-clip")
         right = pretrain.zero_shot(encoder, params, jax.random.key(11), count=400)
