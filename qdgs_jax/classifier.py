@@ -18,8 +18,8 @@ from flax import struct
 from qdgs_jax.config import ClassifierConfig, TrainingConfig
 from qdgs_jax.typing import Array, Images, Key, Params
 
-EVALUATED_AT_ONCE = 100  # images; bounds memory
-
+AT_ONCE = 8
+"""Images that a CPU works on together; the windows of more would leave its caches."""
 # Uniform in +-1 / sqrt(fan-in), as PyTorch begins.
 _INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -150,7 +150,7 @@ def predict(config: ClassifierConfig, params: Params, images: Array, *, classes:
 
     def predict_all(params: Params) -> Array:
         one = functools.partial(predict_one, params)
-        return jax.lax.map(one, images, batch_size=min(EVALUATED_AT_ONCE, len(images)))
+        return jax.lax.map(one, images, batch_size=_at_once(min(100, len(images))))
 
     return jax.vmap(predict_all)(params)
 
@@ -166,31 +166,50 @@ def _train_one(
     count = len(data.labels)
     size = min(training.batch_size, count)
     batches = math.ceil(count / size)
+    part = _at_once(size)
+    parts = math.ceil(size / part)
 
     def step(state: TrainingState, batch: tuple[Array, Key]) -> tuple[TrainingState, Any]:
-        rows, turn_key = batch
-        chosen = Data(*(leaf[rows] for leaf in data))
-        images = _as_floats(rotate(turn_key, chosen.images, degrees=training.rotation))
-        weights = jnp.where(rows < 0, 0, chosen.weights)  # -1 fills the last batch
+        rows, turn_keys = batch  # [parts, part] and [parts]
+        learned = (rows >= 0).sum()
 
-        def loss(params: Params) -> Array:
-            losses = _cross_entropy(network.apply(params, images), chosen.labels)
-            return (weights * losses).sum() / (rows >= 0).sum()
+        def add_part(gradient: Params, some: tuple[Array, Key]) -> tuple[Params, Any]:
+            rows, turn_key = some
+            chosen = Data(*(leaf[rows] for leaf in data))
+            images = _as_floats(rotate(turn_key, chosen.images, degrees=training.rotation))
+            weights = jnp.where(rows < 0, 0, chosen.weights) / learned
 
-        updates, optimiser = _optimiser(training).update(
-            jax.grad(loss)(state.params), state.optimiser, state.params
-        )
+            def loss(params: Params) -> Array:
+                return (
+                    weights * _cross_entropy(network.apply(params, images), chosen.labels)
+                ).sum()
+
+            return jax.tree.map(jnp.add, gradient, jax.grad(loss)(state.params)), None
+
+        zero = jax.tree.map(jnp.zeros_like, state.params)
+        gradient, _ = jax.lax.scan(add_part, zero, (rows, turn_keys))
+        updates, optimiser = _optimiser(training).update(gradient, state.optimiser, state.params)
         params = optax.apply_updates(state.params, updates)
         return state.replace(params=params, optimiser=optimiser), None
 
     def epoch(_: Array, state: TrainingState) -> TrainingState:
         order_key, turn_key = jax.random.split(jax.random.fold_in(key, state.epoch))
-        rows = jnp.full(batches * size, -1).at[:count].set(jax.random.permutation(order_key, count))
-        steps = rows.reshape(batches, size), jax.random.split(turn_key, batches)
-        state, _ = jax.lax.scan(step, state, steps)
+        rows = _fill(jax.random.permutation(order_key, count), batches, size)
+        rows = jax.vmap(lambda batch: _fill(batch, parts, part))(rows)
+        turn_keys = jax.random.split(turn_key, (batches, parts))
+        state, _ = jax.lax.scan(step, state, (rows, turn_keys))
         return state.replace(epoch=state.epoch + 1)
 
     return jax.lax.fori_loop(0, epochs, epoch, state)
+
+
+def _at_once(most: int) -> int:
+    return min(AT_ONCE, most) if jax.default_backend() == "cpu" else most
+
+
+def _fill(rows: Array, count: int, size: int) -> Array:
+    """Rows [n] -> [count, size], the last filled up with -1, which stands for no image."""
+    return jnp.full(count * size, -1).at[: len(rows)].set(rows).reshape(count, size)
 
 
 def rotate(key: Key, images: Array, *, degrees: float) -> Array:

@@ -41,7 +41,7 @@ TINY = RepairConfig(
     biases=(0.9,),
     images=24,
     random_samples=32,
-    test_images=40,
+    test_images=24,
     classifier=ClassifierConfig(channels=(3,), hidden=4),
     training=TrainingConfig(batch_size=8, epochs=1, repair_epochs=3),
 )
