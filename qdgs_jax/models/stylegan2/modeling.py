@@ -297,7 +297,7 @@ def synthesize(
     key: Key | None = None,
     precision: Precision = "highest",
 ) -> Array:
-    """Images of styles, differentiably.
+    """Images of styles, differentiably in reverse mode.
 
     Args:
         config: The network's shape.
