@@ -55,6 +55,8 @@ class EncoderConfig:
     """Name of a built-in encoder, path of a checkpoint, or hub id."""
     precision: Literal["highest", "default", "bf16"] = "highest"
     """Precision of its matrix products: float32, what the device prefers, or bfloat16."""
+    random_crops: bool = True
+    """Whether it sees a random square of an image that is larger than its input, or all of it."""
 
 
 @_checked
@@ -65,6 +67,10 @@ class ObjectiveConfig:
     """What a good image shows."""
     negative: str
     """What a bad image shows."""
+    regularisation: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Weight of the squared distance of latents to a ball around the origin; 0: no bounds."""
+    radius: Positive = 0.5
+    """Of that ball, in mean norms of random latents."""
 
 
 @_checked
@@ -285,39 +291,25 @@ class RepairConfig:
     training: TrainingConfig = TrainingConfig()
 
 
-def load_repair_config(path: Path) -> RepairConfig:
-    """Reads a TOML file; `search` becomes a path from the working directory.
-
-    Raises:
-        ConfigError: the file is missing, not TOML, or holds unknown keys or bad values.
-    """
-    try:
-        values = tomllib.loads(path.read_text())
-        if isinstance(values.get("search"), str):
-            values["search"] = str(path.parent / values["search"])
-        return pydantic.TypeAdapter(RepairConfig).validate_python(values)
-    except OSError as error:
-        raise ConfigError(f"Cannot read the config {path}: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The config {path} is not valid TOML: {error}.") from None
-    except pydantic.ValidationError as error:
-        raise ConfigError(f"Config {path}: {_explain(error)}.") from None
-
-
 def load_config(path: Path) -> Config:
     """Reads a TOML file.
 
     Raises:
         ConfigError: the file is missing, not TOML, or holds unknown keys or bad values.
     """
-    try:
-        with open(path, "rb") as file:
-            values = tomllib.load(file)
-    except OSError as error:
-        raise ConfigError(f"Cannot read the config {path}: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The config {path} is not valid TOML: {error}.") from None
-    return parse_config(values, source=str(path))
+    return parse_config(_read_toml(path), source=str(path))
+
+
+def load_repair_config(path: Path) -> RepairConfig:
+    """Reads a TOML file; `search` becomes a path from the working directory.
+
+    Raises:
+        ConfigError: as `load_config` does.
+    """
+    values = _read_toml(path)
+    if isinstance(values.get("search"), str):
+        values["search"] = str(path.parent / values["search"])
+    return _validate(RepairConfig, values, source=str(path))
 
 
 def parse_config(values: dict[str, Any], *, source: str) -> Config:
@@ -326,8 +318,21 @@ def parse_config(values: dict[str, Any], *, source: str) -> Config:
     Raises:
         ConfigError: unknown key, missing key or value out of range.
     """
+    return _validate(Config, values, source=source)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return pydantic.TypeAdapter(Config).validate_python(values)
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"Cannot read the config {path}: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The config {path} is not valid TOML: {error}.") from None
+
+
+def _validate(kind: type[T], values: dict[str, Any], *, source: str) -> T:
+    try:
+        return pydantic.TypeAdapter(kind).validate_python(values)
     except pydantic.ValidationError as error:
         raise ConfigError(f"Config {source}: {_explain(error)}.") from None
 

@@ -66,7 +66,15 @@ def prompt_difference(embeddings: Embeddings, pair: PromptPair) -> Array:
     return distance(pair.near) - distance(pair.far)
 
 
-def cutout(keys: Key, images: Images, size: int) -> Images:
+def distance_to_ball(latents: Latents, radius: float) -> Array:
+    """max(||latent||, r) - r [N]; its gradient inside the ball is zero."""
+    squared = jnp.sum(latents**2, axis=-1)
+    outside = squared > radius**2
+    # The inner `where` keeps the infinite slope of sqrt at the origin out of the backward pass.
+    return jnp.where(outside, jnp.sqrt(jnp.where(outside, squared, 1.0)) - radius, 0.0)
+
+
+def cutout(keys: Key, images: Images, size: int, *, random: bool = True) -> Images:
     """What the encoder sees: a random square of each image, average-pooled to `size`.
 
     Squares have a side of int(sqrt(U) (S - size) + size) pixels and lie anywhere. Images that are
@@ -76,11 +84,12 @@ def cutout(keys: Key, images: Images, size: int) -> Images:
         keys: [N], one for each image.
         images: [N, S, S, 3]; only square images.
         size: side of the result in pixels.
+        random: False takes larger images whole as well.
     """
     side = images.shape[1]
     if side == size:
         return images
-    if side < size:
+    if side < size or not random:
         pool = _pooling(jnp.int32(side), jnp.int32(0), size, side)
         return _pool(images, pool, pool)
 
@@ -138,7 +147,10 @@ class Score:
 
 
 def make_score(config: Config, generator: Generator, encoder: Encoder) -> Score:
-    """The score of a config: f = 100 - 50 L_p, and one measure for each of `config.measures`.
+    """The score of a config: f = 100 - 50 L, and one measure for each of `config.measures`.
+
+    L = L_p + w (max(||latent||, r) - r)^2: the prompt loss, and what keeps latents near a ball
+    (Chang et al. 2024). Its radius r is a multiple of the mean norm of 10,000 random latents.
 
     The reference renders and crops anew for the objective and for each measure; here all of them
     see one image and one crop: cheaper, and less noisy. Functions of the image read it whole.
@@ -148,17 +160,24 @@ def make_score(config: Config, generator: Generator, encoder: Encoder) -> Score:
     """
     functions = [_image_measure(measure, generator.image_size) for measure in config.measures]
 
+    pull = config.objective.regularisation
+    if pull:
+        norms = jnp.linalg.norm(generator.sample(jax.random.key(0), 10_000), axis=-1)
+        radius = config.objective.radius * float(norms.mean())
+
     def values(params: Params, keys: Key, latents: Latents) -> Array:
         images = generator.render(params["generator"], latents)
-        cutouts = cutout(keys, images, encoder.image_size)
+        cutouts = cutout(keys, images, encoder.image_size, random=config.encoder.random_crops)
         embeddings = encoder.embed_images(params["encoder"], cutouts)
         prompts = params["prompts"]
-        objective = 100 - 50 * prompt_difference(embeddings, prompts.objective)
+        loss = prompt_difference(embeddings, prompts.objective)
+        if pull:
+            loss += pull * distance_to_ball(latents, radius) ** 2
         measures = [
             function(images) if function else prompt_difference(embeddings, pair)
             for function, pair in zip(functions, prompts.measures, strict=True)
         ]
-        return jnp.stack([objective, *measures], axis=-1)
+        return jnp.stack([100 - 50 * loss, *measures], axis=-1)
 
     return Score(values, len(functions), config.search.chunk_size)
 

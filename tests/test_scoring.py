@@ -148,6 +148,32 @@ def test_cutout_of_a_small_image_is_not_random(side):
     np.testing.assert_allclose(first[1], naive_pool(np.asarray(images[1]), 8), atol=1e-6)
 
 
+def test_cutout_takes_large_images_whole_if_asked():
+    images = jnp.abs(normal(0, 2, 12, 12, 3))
+    cut = scoring.cutout(jax.random.split(jax.random.key(0), 2), images, 4, random=False)
+    np.testing.assert_allclose(cut, images.reshape(2, 4, 3, 4, 3, 3).mean((2, 4)), rtol=1e-5)
+
+
+def test_distance_to_ball():
+    latents = jnp.array([[0.0, 0.0], [0.6, 0.8], [3.0, 4.0]])
+    np.testing.assert_allclose(scoring.distance_to_ball(latents, 2.0), [0, 0, 3])
+    gradients = jax.vmap(jax.grad(lambda x: scoring.distance_to_ball(x[None], 2.0)[0]))(latents)
+    np.testing.assert_allclose(gradients, [[0, 0], [0, 0], [0.6, 0.8]], rtol=1e-6)
+
+
+def test_regularisation_lowers_the_objective_outside_the_ball():
+    free = make_config()
+    bound = dataclasses.replace(
+        free, objective=dataclasses.replace(free.objective, regularisation=0.5, radius=0.8)
+    )
+    latents, params, key = 2 * normal(7, 6, LATENT), make_params(free), jax.random.key(0)
+    objective, _ = scoring.make_score(free, GENERATOR, ENCODER)(params, key, latents)
+    lower, _ = scoring.make_score(bound, GENERATOR, ENCODER)(params, key, latents)
+    radius = 0.8 * np.linalg.norm(normal(0, 10_000, LATENT), axis=1).mean()
+    outside = np.maximum(np.linalg.norm(latents, axis=1), radius) - radius
+    np.testing.assert_allclose(objective - lower, 50 * 0.5 * outside**2, rtol=1e-4, atol=1e-4)
+
+
 def test_cutout_takes_old_style_keys_and_has_gradients():
     images = jax.random.uniform(jax.random.key(0), (2, SIDE, SIDE, 3))
     keys = jax.random.split(jax.random.PRNGKey(0), 2)
