@@ -147,7 +147,7 @@ class SearchConfig:
     learning_rate: Fraction = 0.02
     """Archive learning rate alpha (`cma_mae`, `cma_maega`): 0 optimises, 1 explores."""
     threshold_min: Annotated[float, Field(allow_inf_nan=False)] = 0.0
-    """Objective that an empty cell asks for (`cma_mae`, `cma_maega`)."""
+    """Objective that an elite must be above (`cma_mae`, `cma_maega`)."""
     initial_samples: Count = 512
     """Random latents from which the emitters' starting points are the best."""
     chunk_size: Count = 64

@@ -65,7 +65,7 @@ class Search:
 
     @property
     def elitist(self) -> Archive:
-        """The same cells, each keeping the best latent ever seen in it."""
+        """The same cells, each keeping the best latent ever seen in it above `threshold_min`."""
         return replace(self.archive, learning_rate=1.0, threshold_min=-math.inf)
 
     @property
@@ -223,8 +223,10 @@ def add(
     search: Search, state: SearchState, latents: Latents, objective: Objective, measures: Measures
 ) -> tuple[SearchState, Insertion]:
     """Offers scored latents to the archives; the verdict is that of the one that teaches."""
-    elites, insertion = archives.add(search.elitist, state.elites, latents, objective, measures)
-    annealed = state.annealed
+    annealed, kept = state.annealed, objective
+    if annealed is not None:  # what no cell of it would take is no elite either
+        kept = jnp.where(objective > search.archive.threshold_min, objective, -jnp.inf)
+    elites, insertion = archives.add(search.elitist, state.elites, latents, kept, measures)
     if annealed is not None:
         annealed, insertion = archives.add(search.archive, annealed, latents, objective, measures)
     non_finite = state.non_finite + (~insertion.finite).sum(dtype=jnp.int32)

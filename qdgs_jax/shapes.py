@@ -170,8 +170,8 @@ def draw_scenes(key: Key, n: int, *, image_size: int = 128) -> Scenes:
 
 
 def _scene(key: Key, *, image_size: int) -> tuple[Array, dict[str, Array]]:
-    draw_key, *keys = jax.random.split(key, 7)
-    drawn = iter(jax.random.uniform(draw_key, (48,)))
+    draw_key, *keys = jax.random.split(key, 6)
+    drawn = iter(jax.random.uniform(draw_key, (40,)))
 
     def uniform(low: float | Array, high: float | Array) -> Array:
         return low + (high - low) * next(drawn)
@@ -200,13 +200,7 @@ def _scene(key: Key, *, image_size: int) -> tuple[Array, dict[str, Array]]:
     level = (1 - morph) * first + morph * second + bend * size * image_size * wave
     cover = (1 - ghost) * jnp.clip(0.5 - level, 0, 1) + ghost * jnp.clip(0.5 - second, 0, 1)
     drops, owner = _splatter(keys[1], image_size)
-    cover = jnp.where(splattered > 0, jnp.clip(0.5 - drops - 4 * wave, 0, 1), cover)
-    # Holes in 7 % of the ink, and specks on 1 % of the paper.
-    spots = _noise(keys[5], uniform(0.03, 0.07), image_size)
-    spotted = uniform(0, 1) < 0.35
-    holes, specks = (spotted * (uniform(0, 1) < 0.7) * uniform(0, 1) for _ in range(2))
-    cover *= 1 - holes * jax.nn.sigmoid((spots - 1.5) / 0.1)
-    cover = _blur(jnp.maximum(cover, specks * jax.nn.sigmoid((-spots - 2.4) / 0.1)), blur)
+    cover = _blur(jnp.where(splattered > 0, jnp.clip(0.5 - drops - 4 * wave, 0, 1), cover), blur)
 
     pigments = _palette()[jnp.stack([*colours, mostly_first(len(COLOURS), 2)])]
     mottle = uniform(0, 1) ** 2 * _noise(keys[2], uniform(0.05, 0.3), image_size)
@@ -220,7 +214,6 @@ def _scene(key: Key, *, image_size: int) -> tuple[Array, dict[str, Array]]:
 
     unlike = 4 * jnp.maximum(morph * (1 - morph), ghost * (1 - ghost))
     good = (1 - splattered) * jax.nn.sigmoid((0.05 - bend) / 0.01) * (1 - 0.9 * unlike)
-    good *= (1 - 0.8 * holes) * (1 - 0.6 * specks)
     other = jnp.maximum(_step(morph, 0.5, 0.1), _step(ghost, 0.5, 0.1))
     clear = _step(-blur, -0.027, 0.005) * _step(ink, 0.75, 0.05) * (1 - 3.2 * mix * (1 - mix))
     named = [jax.nn.one_hot(index, len(SHAPES)) for index in shapes]

@@ -55,7 +55,7 @@ def test_training_overwrites_nothing(model, tmp_path):
 
 
 def test_training_lowers_the_loss():
-    def loss(params, key, data):
+    def loss(params, key, progress, data):
         return ((params - data) ** 2).sum() + 0 * jax.random.normal(key)
 
     optimiser = pretrain.OptimiserConfig(steps=120, learning_rate=0.1)
