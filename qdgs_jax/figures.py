@@ -112,11 +112,11 @@ def _label(axes, measures: Sequence[MeasureConfig]) -> None:  # type: ignore[no-
     def meaning(measure: MeasureConfig) -> str:
         if measure.function:
             return measure.name
-        return f"{measure.name}:  {measure.low}  ←→  {measure.high}"
+        return f"{measure.name}\n{measure.low}  ←→  {measure.high}"
 
-    axes.set_xlabel(meaning(measures[0]))
+    axes.set_xlabel(meaning(measures[0]), fontsize="small")
     if len(measures) > 1:
-        axes.set_ylabel(meaning(measures[1]))
+        axes.set_ylabel(meaning(measures[1]), fontsize="small")
     else:
         axes.set_yticks([])
 
