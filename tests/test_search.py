@@ -99,6 +99,15 @@ def test_elites_hold_true_scores_and_the_best_of_each_cell() -> None:
     assert np.any(elites.objective > state.annealed.objective)
 
 
+def test_what_is_not_above_the_threshold_is_no_elite() -> None:
+    search = toy(threshold_min=95.0)
+    state, metrics = run_jitted(search, jnp.ones(D), begin(search), 20)
+    objective = state.elites.objective[state.elites.occupied]
+    assert len(objective) > 0
+    assert objective.min() > 95
+    assert metrics.non_finite == 0
+
+
 def test_scan_is_the_python_loop(search: Search) -> None:
     state = looped = begin(search)
     one = jax.jit(step, static_argnums=0)
