@@ -11,7 +11,7 @@ Method: for each seed: `runs.sample`, `dataset.export` of 1,000 images, `dataset
     search.threshold_min alone. Mean and standard deviation over seeds.
 Command: python benchmarks/shapes_balance.py --seeds 5 --json benchmarks/results/shapes_balance.json
 Result: 97 % clean, groups of 22 to 25 % against 1.4 to 23 % of random samples, and 2.2 times the
-    cells; see benchmarks/README.md.
+    cells with an elite above 105, but 1.3 times without that floor; see benchmarks/README.md.
 """
 
 import argparse
