@@ -16,7 +16,7 @@ from qdgs_jax import files
 from qdgs_jax.errors import CheckpointError, ConfigError, did_you_mean
 from qdgs_jax.models import clip
 from qdgs_jax.models.checkpoint import sha256
-from qdgs_jax.models.clip.modeling import Precision
+from qdgs_jax.models.precision import Precision
 from qdgs_jax.typing import Array, Embeddings, Images, Params
 
 BUILT_IN = {"shapes-clip": Path(__file__).parent / "assets" / "shapes_clip"}

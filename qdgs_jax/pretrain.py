@@ -144,7 +144,7 @@ def train_clip(
         some = jax.random.randint(scene_key, (half,), 0, training.scenes)
         scenes = turn(turn_key, jax.tree.map(lambda x: x[some], data))
         plain = shapes.draw_plain_scenes(plain_key, half, image_size=config.image_size)
-        scenes = jax.tree.map(lambda *both: jnp.concatenate(both), _as_bytes(plain), scenes)
+        scenes = jax.tree.map(lambda *both: jnp.concatenate(both), shapes.as_bytes(plain), scenes)
         rows = jax.random.choice(caption_key, len(table.ids), (training.captions,), p=table.weights)
         images = clip.embed_images(config, params["clip"], (scenes.images / 255 - 1) / 0.4)
         texts = clip.embed_tokens(config, params["clip"], table.ids[rows])
@@ -164,7 +164,10 @@ def train_clip(
 
     with _new_folder(Path(out)) as folder:
         init_key, place_key, scene_key, train_key = jax.random.split(jax.random.key(seed), 4)
-        scenes = _draw_scenes(scene_key, training.scenes, image_size=config.image_size)
+        draw = functools.partial(shapes.draw_scenes, image_size=config.image_size)
+        scenes = jax.jit(functools.partial(shapes.in_bytes, draw), static_argnums=1)(
+            scene_key, training.scenes
+        )
         params = {
             "clip": clip.init(config, init_key),
             "bias": jnp.array(-4.0),
@@ -191,20 +194,6 @@ def train_clip(
             quality=_table("told right", right), **_amounts(training.optimiser),
         )  # fmt: skip
         files.write(folder / "README.md", card)
-
-
-def _draw_scenes(key: Key, count: int, *, image_size: int) -> shapes.Scenes:
-    """Scenes with images of uint8, drawn in batches that memory bears."""
-
-    def batch(batch_key: Key) -> shapes.Scenes:
-        return _as_bytes(shapes.draw_scenes(batch_key, min(32, count), image_size=image_size))
-
-    batches = jax.jit(functools.partial(jax.lax.map, batch))(jax.random.split(key, -(-count // 32)))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], batches)
-
-
-def _as_bytes(scenes: shapes.Scenes) -> shapes.Scenes:
-    return scenes._replace(images=jnp.round(255 * scenes.images).astype(jnp.uint8))
 
 
 def turn(key: Key, scenes: shapes.Scenes) -> shapes.Scenes:

@@ -12,7 +12,6 @@ search-SEED/, qdgs-SEED/, random-SEED/   the experiment's runs and synthetic ima
 
 import dataclasses
 import functools
-import importlib.metadata
 import json
 import time
 from collections import Counter
@@ -38,7 +37,6 @@ AFTER = "after repair"
 CLASSES = shapes.SHAPES[:2]
 COLOURS = tuple(shapes.COLOURS)[:2]
 EPOCHS_AT_ONCE = 2  # between two looks at the keyboard
-DRAWN_AT_ONCE = 100
 
 
 class Test(NamedTuple):
@@ -277,16 +275,8 @@ def equal(values: Sequence[str]) -> Array:
 
 @functools.partial(jax.jit, static_argnums=1, static_argnames="image_size")
 def _draw(key: Key, n: int, colour_bias: Array | float, *, image_size: int) -> shapes.Drawings:
-    """Drawings with images of uint8, drawn in batches that memory bears."""
-
-    def batch(key: Key) -> shapes.Drawings:
-        drawn = shapes.draw(
-            key, min(n, DRAWN_AT_ONCE), colour_bias=colour_bias, image_size=image_size
-        )
-        return drawn._replace(images=jnp.round(255 * drawn.images).astype(jnp.uint8))
-
-    batches = jax.lax.map(batch, jax.random.split(key, -(-n // DRAWN_AT_ONCE)))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], batches)
+    draw = functools.partial(shapes.draw, colour_bias=colour_bias, image_size=image_size)
+    return shapes.in_bytes(draw, key, n)
 
 
 def _plain(drawings: shapes.Drawings) -> Data:
@@ -331,10 +321,7 @@ def _claim(out: Path, plan: dict[str, Any], *, resume: bool) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} holds other files: choose another --out.")
     (out / "results").mkdir(parents=True)
-    packages = ("qdgs-jax", "jax", "jaxlib", "flax", "optax", "numpy")
-    versions = {package: importlib.metadata.version(package) for package in packages}
-    device = f"{jax.devices()[0].device_kind} x {jax.device_count()}"
-    files.write(path, json.dumps({**plan, "device": device, "versions": versions}, indent=1) + "\n")
+    files.write(path, json.dumps({**plan, **runs.environment()}, indent=1) + "\n")
 
 
 def _without_search(config: RepairConfig) -> dict[str, Any]:

@@ -165,12 +165,19 @@ def load_run(path: Path) -> Run:
 
 def provenance(generator: Generator, encoder: Encoder, config: Config) -> dict[str, Any]:
     """What made a result: models, versions, device, precision."""
-    packages = ("jax", "jaxlib", "flax", "numpy", "orbax-checkpoint", "qdgs-jax")
     return {
         "generator": {"name": generator.name, "sha256": generator.sha256},
         "encoder": {"name": encoder.name, "sha256": encoder.sha256},
         "precision": config.encoder.precision,
         "seed": config.seed,
+        **environment(),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """What a result was computed on and with: device, versions."""
+    packages = ("jax", "jaxlib", "flax", "numpy", "optax", "orbax-checkpoint", "qdgs-jax")
+    return {
         "device": f"{jax.devices()[0].device_kind} x {jax.device_count()}",
         "versions": {
             "python": platform.python_version(),

@@ -2,7 +2,8 @@
 
 import functools
 import itertools
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -145,6 +146,9 @@ class Scenes(NamedTuple):
     truth: dict[str, Array]
 
 
+Drawn = TypeVar("Drawn", Drawings, Scenes)
+
+
 @functools.partial(jax.jit, static_argnames=("n", "image_size"))
 def draw_plain_scenes(key: Key, n: int, *, image_size: int = 128) -> Scenes:
     """Drawings of `draw_all` with the truth about them."""
@@ -167,6 +171,18 @@ def draw_scenes(key: Key, n: int, *, image_size: int = 128) -> Scenes:
     """
     scene = functools.partial(_scene, image_size=image_size)
     return Scenes(*jax.vmap(scene)(jax.random.split(key, n)))
+
+
+def in_bytes(draw: Callable[[Key, int], Drawn], key: Key, n: int) -> Drawn:
+    """Drawings or scenes with images of uint8, drawn 32 at once, which memory bears."""
+    keys = jax.random.split(key, -(-n // 32))
+    batches = jax.lax.map(lambda batch_key: as_bytes(draw(batch_key, min(32, n))), keys)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], batches)
+
+
+def as_bytes(drawn: Drawn) -> Drawn:
+    """The same with images of uint8."""
+    return drawn._replace(images=jnp.round(255 * drawn.images).astype(jnp.uint8))
 
 
 def _scene(key: Key, *, image_size: int) -> tuple[Array, dict[str, Array]]:

@@ -3,19 +3,17 @@
 Both are pre-norm transformers. Axes: N batch, T tokens, C width, E embedding.
 """
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from qdgs_jax.models.precision import Precision, activation_dtype, matmul_precision, widen
 from qdgs_jax.typing import Array, Key, Params
-
-Precision: TypeAlias = Literal["highest", "default", "bf16"]
 
 LEGACY_EOS = 2
 """OpenAI's configs carry this id by mistake; it means "the highest id ends the text"."""
@@ -218,9 +216,9 @@ def embed_images(
     size = config.image_size
     if pixel_values.shape[1:] != (size, size, 3):
         raise ValueError(f"images are {pixel_values.shape}, this CLIP takes [N, {size}, {size}, 3]")
-    with _matmul_precision(precision):
-        tower = VisionTower(config, _dtype(precision))
-        return _widen(tower.apply({"params": params["vision"]}, pixel_values))
+    with matmul_precision(precision):
+        tower = VisionTower(config, activation_dtype(precision))
+        return widen(tower.apply({"params": params["vision"]}, pixel_values))
 
 
 def embed_tokens(
@@ -245,9 +243,9 @@ def embed_tokens(
         raise ValueError(
             f"texts of {input_ids.shape[1]} tokens: this CLIP takes {config.context_length}"
         )
-    with _matmul_precision(precision):
-        tower = TextTower(config, _dtype(precision))
-        return _widen(tower.apply({"params": params["text"]}, input_ids))
+    with matmul_precision(precision):
+        tower = TextTower(config, activation_dtype(precision))
+        return widen(tower.apply({"params": params["text"]}, input_ids))
 
 
 def end_of_text(config: CLIPConfig, input_ids: Array) -> Array:
@@ -275,18 +273,3 @@ def _dense(dtype: Any) -> Callable[..., nn.Dense]:
 def _norm(config: TowerConfig, dtype: Any, name: str) -> nn.LayerNorm:
     # The fast variance E[x^2] - E[x]^2 cancels; statistics are float32 whatever the dtype.
     return nn.LayerNorm(config.layer_norm_eps, dtype, use_fast_variance=False, name=name)
-
-
-def _matmul_precision(precision: Precision) -> contextlib.AbstractContextManager[Any]:
-    # A context, since attention takes no precision; pull-backs inherit what the forward traced.
-    if precision == "highest":
-        return jax.default_matmul_precision("highest")
-    return contextlib.nullcontext()
-
-
-def _dtype(precision: Precision) -> Any:
-    return jnp.bfloat16 if precision == "bf16" else None
-
-
-def _widen(embeddings: Array) -> Array:
-    return embeddings.astype(jnp.promote_types(embeddings.dtype, jnp.float32))

@@ -5,7 +5,6 @@ learned 4 x 4 constant into an image, each layer's input scaled channel by chann
 Axes: N batch, L style layers, W style, H W C image.
 """
 
-import contextlib
 import dataclasses
 import math
 from typing import Any, Literal, TypeAlias
@@ -14,11 +13,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from qdgs_jax.models.precision import Precision, activation_dtype, matmul_precision, widen
 from qdgs_jax.models.stylegan2.resampling import up_convolve, upsample
 from qdgs_jax.typing import Array, Key, Params
 
 Noise: TypeAlias = Literal["const", "none", "random"]
-Precision: TypeAlias = Literal["highest", "default", "bf16"]
 
 ARCHITECTURES = ("skip", "resnet", "orig")
 EPSILON = 1e-8
@@ -162,7 +161,7 @@ class ToImage(nn.Module):
         style = Dense(fan_in, bias=1.0, name="affine")(w) / math.sqrt(fan_in)
         kernel = self.param("kernel", nn.initializers.normal(1.0), (fan_in, features))
         kernels = (style[:, :, None] * kernel).astype(x.dtype)  # so few outputs: one per sample
-        image = _widen(jnp.einsum("nhwc,ncf->nhwf", x, kernels))
+        image = widen(jnp.einsum("nhwc,ncf->nhwf", x, kernels))
         image = image + self.param("bias", nn.initializers.zeros, (features,))
         return _clamp(image, self.config.clamp)
 
@@ -278,7 +277,7 @@ def map_latents(
         raise ValueError(f"labels are {shape}, this StyleGAN2 takes [N, {config.label_size}]")
     if labels is not None and not config.label_size:
         raise ValueError("labels are given, but this StyleGAN2 knows none")
-    with _matmul_precision(precision):
+    with matmul_precision(precision):
         w = Mapping(config).apply({"params": params["mapping"]}, z, labels)
     ws = jnp.broadcast_to(w[:, None], (len(w), config.layers, config.style_size))
     truncated = jnp.arange(config.layers) < (
@@ -321,8 +320,8 @@ def synthesize(
         )
     if (noise == "random") != (key is not None):
         raise ValueError(f"noise {noise!r} {'needs a' if key is None else 'takes no'} key")
-    with _matmul_precision(precision):
-        dtype = jnp.bfloat16 if precision == "bf16" else None
+    with matmul_precision(precision):
+        dtype = activation_dtype(precision)
         return Synthesis(config, dtype).apply({"params": params["synthesis"]}, ws, noise, key)
 
 
@@ -337,14 +336,3 @@ def _leaky_relu(x: Array, gain: float = 1.0) -> Array:
 
 def _clamp(x: Array, limit: float | None, gain: float = 1.0) -> Array:
     return x if limit is None else jnp.clip(x, -limit * gain, limit * gain)
-
-
-def _matmul_precision(precision: Precision) -> contextlib.AbstractContextManager[Any]:
-    # A context: the pull-backs inherit what the forward traced.
-    if precision == "highest":
-        return jax.default_matmul_precision("highest")
-    return contextlib.nullcontext()
-
-
-def _widen(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
