@@ -5,8 +5,9 @@ Method: sphere, n = 100, 100 x 100 cells, 15 emitters x 36 (the setting of pyrib
     `sphere.py`), scores included, in one process that runs both in turns. pyribs scores with
     numpy. BLAS has one thread, as pyribs itself demands inside CMA-ES; XLA has all cores. Ours is
     timed without compilation, which is reported apart. Medians over rounds; only their ratio means
-    something. `--insertion` times the archive alone: a batch of 540 into 2,500 and into 156,250
-    cells.
+    something. pyribs' CMA-ES and that of `cma_me` and `cma_mae` decompose C into eigenvectors;
+    ours runs a second time with Cholesky factors. `--insertion` times the archive alone: a batch of
+    540 into 2,500 and into 156,250 cells.
 Command: python benchmarks/against_pyribs.py --steps 2000 --rounds 3 --insertion \
         --json benchmarks/results/against_pyribs.json
     (needs the extra `bench`)
@@ -41,6 +42,7 @@ from qdgs_jax import search as searches
 from qdgs_jax.emitters.cma_es import single_threaded_blas
 
 DIMS, EMITTERS, BATCH = 100, 15, 36
+STRATEGIES = ("cma_es", "cholesky_cma_es")
 MEGA = {"lr": 1.0, "grad_opt": "gradient_ascent", "batch_size": BATCH}
 EMITTER: dict[str, Callable[[Any, Any], Any]] = {
     "map_elites": lambda archive, x0: GaussianEmitter(
@@ -111,9 +113,11 @@ def pyribs(algorithm: str, steps: int, alpha: float) -> dict[str, float]:
 class Ours:
     """Runs of this package, compiled once."""
 
-    def __init__(self, algorithm: str, steps: int, alpha: float) -> None:
+    def __init__(self, algorithm: str, steps: int, alpha: float, strategy: str) -> None:
         sigma0 = 10.0 if algorithm in ("cma_mega", "cma_maega") else 0.5
-        setting = Setting("sphere", algorithm, DIMS, EMITTERS, BATCH, steps, sigma0, alpha)
+        setting = Setting(
+            "sphere", algorithm, DIMS, EMITTERS, BATCH, steps, sigma0, alpha, strategy=strategy
+        )
         self.search, self.steps = setting.search, steps
         began = time.perf_counter()
         run = jax.jit(searches.run, static_argnums=(0, 3), donate_argnums=2)
@@ -135,9 +139,9 @@ class Ours:
         }
 
 
-def compare(algorithm: str, steps: int, rounds: int, alpha: float) -> dict[str, Any]:
+def compare(algorithm: str, steps: int, rounds: int, alpha: float, strategy: str) -> dict[str, Any]:
     """Both in turns, `rounds` times."""
-    ours = Ours(algorithm, steps, alpha)
+    ours = Ours(algorithm, steps, alpha, strategy)
     ours.run(0)  # the first run touches memory for the first time
     theirs, mine = [], []
     for seed in range(rounds):
@@ -145,7 +149,8 @@ def compare(algorithm: str, steps: int, rounds: int, alpha: float) -> dict[str, 
         mine.append(ours.run(seed))
     seconds = [median(run["seconds"] for run in runs) for runs in (theirs, mine)]
     return {
-        "algorithm": algorithm, "steps": steps, "alpha": alpha, "pyribs": theirs, "qdgs_jax": mine,
+        "algorithm": algorithm, "strategy": strategy, "steps": steps, "alpha": alpha,
+        "pyribs": theirs, "qdgs_jax": mine,
         "seconds_compile": ours.seconds_compile, "ratio": seconds[0] / seconds[1],
     }  # fmt: skip
 
@@ -193,8 +198,13 @@ def main() -> None:
         "jax": jax.__version__, "device": str(jax.devices()[0]), "cores": os.cpu_count(),
         "python": platform.python_version(), "date": time.strftime("%F"), "runs": [],
     }  # fmt: skip
-    for algorithm in options.algorithms:
-        run = compare(algorithm, options.steps, options.rounds, options.alpha)
+    settings = [
+        (algorithm, strategy)
+        for algorithm in options.algorithms
+        for strategy in (STRATEGIES if algorithm in ("cma_me", "cma_mae") else STRATEGIES[:1])
+    ]
+    for algorithm, strategy in settings:
+        run = compare(algorithm, options.steps, options.rounds, options.alpha, strategy)
         result["runs"].append(run)
         parts = []
         for name in ("pyribs", "qdgs_jax"):
@@ -203,8 +213,8 @@ def main() -> None:
             )
             parts.append(f"{name} {seconds:.2f} s (QD score {score:.0f}, {coverage:.1f} %)")
         print(
-            f"{algorithm:16} {', '.join(parts)}; compilation {run['seconds_compile']:.1f} s; "
-            f"ratio {run['ratio']:.1f}",
+            f"{algorithm:16} {strategy:16} {', '.join(parts)}; "
+            f"compilation {run['seconds_compile']:.1f} s; ratio {run['ratio']:.1f}",
             flush=True,
         )
     if options.insertion:

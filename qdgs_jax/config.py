@@ -136,8 +136,9 @@ class SearchConfig:
     """How the latents ascend: Adam, or the plain step."""
     line_sigma: Positive = 0.2
     """Standard deviation of the step towards another elite (`map_elites_line`)."""
-    strategy: Literal["cma_es", "sep_cma_es", "lm_ma_es", "openai_es"] = "cma_es"
-    """Of `cma_me` and `cma_mae`: full CMA-ES, or one for more than a few hundred dimensions."""
+    strategy: Literal["cma_es", "cholesky_cma_es", "sep_cma_es", "lm_ma_es", "openai_es"] = "cma_es"
+    """Of `cma_me` and `cma_mae`: full CMA-ES, the same by Cholesky factors (as good, and faster
+    from some thirty dimensions on), or one for more than a few hundred dimensions."""
     ranker: Literal["auto", "imp", "2imp", "obj", "rd"] = "auto"
     """What a batch is ranked by; `auto` is the algorithm's own, likewise the next two."""
     selection: Literal["auto", "filter", "mu"] = "auto"

@@ -161,6 +161,8 @@ def _strategy(config: SearchConfig) -> Strategy:
     """The search distribution over latents."""
     if config.strategy == "cma_es":
         return CMAES(config.batch_size, config.sigma0)
+    if config.strategy == "cholesky_cma_es":
+        return CMAES(config.batch_size, config.sigma0, "cholesky")
     if config.selection == "filter":
         raise ConfigError(
             f"search.strategy '{config.strategy}' weighs the better half of a batch, accepted or "

@@ -72,7 +72,7 @@ class Pair:
     def _ask(self, state: Any, normals: jax.Array, gradients: Gradients | None) -> Any:
         es = CMAES(normals.shape[1], 0.0)
         strategy: CMAESState = es.decompose(state.strategy)
-        strategy, drawn = es.ask_with_normals(strategy, normals @ strategy.eigenbasis)
+        strategy, drawn = es.ask_with_normals(strategy, normals @ strategy.basis)
         asked = Population(drawn) if gradients is None else branch(drawn, gradients)
         return state.replace(strategy=strategy), asked
 
