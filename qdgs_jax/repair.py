@@ -62,7 +62,8 @@ def run_experiment(
         What results.json holds.
 
     Raises:
-        ConfigError: the folder holds other results, or the search has no bins of both shapes.
+        ConfigError: the folder holds other results, the search has no bins of both shapes, or
+            there are too few drawings to test on.
         QDGSError: a search was interrupted or is too short to fill any bin, or no space.
     """
     labels = {bin.label for bin in search.export.bins}
@@ -286,6 +287,10 @@ def _plain(drawings: shapes.Drawings) -> Data:
 def _unbiased_test(drawings: shapes.Drawings) -> Test:
     names = tuple(f"{colour} {shape}" for shape in CLASSES for colour in COLOURS)
     of = np.asarray(drawings.shape * len(COLOURS) + drawings.colour)
+    if missing := [name for group, name in enumerate(names) if group not in of]:
+        raise ConfigError(
+            f"Among {len(of)} drawings to test on, none is a {missing[0]}: raise `test_images`."
+        )
     return Test(drawings.images, Groups(names, np.array([0, 0, 1, 1]), of), CLASSES)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from qdgs_jax import classifier, encoders, generators, repair, scoring, shapes
+from qdgs_jax import classifier, encoders, generators, repair, shapes
 from qdgs_jax.cli import run_command
 from qdgs_jax.config import (
     BinConfig,
@@ -32,6 +32,7 @@ from qdgs_jax.config import (
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.errors import ConfigError
 from qdgs_jax.generators import Generator
+from qdgs_jax.image_measures import IMAGE_MEASURES
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SIZE = 12
@@ -83,8 +84,8 @@ def models(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = Generator("two shapes", "a" * 64, 2, SIZE, sample, render)
     monkeypatch.setattr(generators, "load", lambda model: (generator, jnp.int32(0)))
     monkeypatch.setattr(encoders, "load", lambda model, **_: (encoder, jnp.int32(0)))
-    monkeypatch.setitem(scoring.IMAGE_MEASURES, "blueness", blueness)
-    monkeypatch.setitem(scoring.IMAGE_MEASURES, "largeness", largeness)
+    monkeypatch.setitem(IMAGE_MEASURES, "blueness", blueness)
+    monkeypatch.setitem(IMAGE_MEASURES, "largeness", largeness)
 
 
 def make_search(*, range: Any = "auto") -> Config:
@@ -204,6 +205,12 @@ def test_search_needs_bins_of_both_shapes(tmp_path: Path) -> None:
     search = dataclasses.replace(make_search(), export=ExportConfig())
     with pytest.raises(ConfigError, match="label its bins so"):
         repair.run_experiment(TINY, search, tmp_path / "out")
+
+
+def test_a_group_without_drawings_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="^Among 2 drawings to test on, none is a .*test_images"):
+        config = dataclasses.replace(TINY, test_images=2)
+        repair.run_experiment(config, make_search(), tmp_path / "out")
 
 
 def test_folders(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
