@@ -2,8 +2,6 @@
 
 import dataclasses
 import math
-import sys
-import types
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +11,8 @@ import pytest
 from qdgs_jax import encoders, generators, scoring
 from qdgs_jax.config import Config, MeasureConfig, ObjectiveConfig, SearchConfig
 from qdgs_jax.encoders import Encoder
-from qdgs_jax.errors import ConfigError
 from qdgs_jax.generators import Generator
+from qdgs_jax.image_measures import brightness
 from qdgs_jax.prompts import PromptEmbeddings, PromptPair
 
 LATENT, SIDE, SIZE, EMBEDDING = 5, 12, 8, 7
@@ -181,15 +179,6 @@ def test_cutout_takes_old_style_keys_and_has_gradients():
     assert np.asarray(gradient).sum() == pytest.approx(2 * SIZE * SIZE * 3, rel=1e-5)
 
 
-def test_image_measures_on_plain_colours():
-    colours = jnp.array([[1, 1, 1], [0, 0, 0], [1, 0, 0], [0, 0, 1]], jnp.float32)
-    images = jnp.broadcast_to(colours[:, None, None], (4, 3, 5, 3))
-    values = {name: measure(images) for name, measure in scoring.IMAGE_MEASURES.items()}
-    np.testing.assert_allclose(values["brightness"], [1, 0, 0.299, 0.114], atol=1e-6)
-    np.testing.assert_allclose(values["warmth"], [0, 0, 1, -1])
-    np.testing.assert_allclose(values["coverage"], [0, 1, 1, 1])
-
-
 def test_score_follows_the_formulas():
     config = make_config()
     params, latents, key = make_params(config), normal(7, 6, LATENT), jax.random.key(8)
@@ -209,7 +198,7 @@ def test_score_follows_the_formulas():
     loss = distance(pair.near) - distance(pair.far)
     np.testing.assert_allclose(objective, 100 - 50 * loss, atol=1e-3)
     np.testing.assert_allclose(measures[:, 0], distance(hue.near) - distance(hue.far), atol=1e-5)
-    np.testing.assert_allclose(measures[:, 1], scoring.brightness(images), rtol=1e-6)
+    np.testing.assert_allclose(measures[:, 1], brightness(images), rtol=1e-6)
 
 
 @pytest.mark.parametrize("measures", [(HUE, BRIGHTNESS), (BRIGHTNESS,)])
@@ -314,42 +303,3 @@ def test_the_reference_implementations_scores(reference):
         expected = golden[name][: len(actual)]
         error = np.abs(actual - expected).max() / np.abs(expected).max()
         assert error < 1e-4, f"{name}: relative error {error:.1e}"
-
-
-def measure_of(function):
-    return make_config(MeasureConfig(name="m", function=function))
-
-
-@pytest.fixture
-def module(monkeypatch):
-    module = types.ModuleType("my_measures")
-    module.redness = lambda images: images[..., 0].mean((1, 2))
-    module.flat = lambda images: images.mean()
-    monkeypatch.setitem(sys.modules, "my_measures", module)
-
-
-@pytest.mark.usefixtures("module")
-def test_a_measure_can_be_imported():
-    config = measure_of("my_measures:redness")
-    params, latents = make_params(config), normal(7, 4, LATENT)
-    score = jax.jit(scoring.make_score(config, GENERATOR, ENCODER))
-    images = render(params["generator"], latents)
-    np.testing.assert_allclose(
-        score(params, jax.random.key(0), latents)[1][:, 0], images[..., 0].mean((1, 2)), rtol=1e-6
-    )
-
-
-@pytest.mark.usefixtures("module")
-@pytest.mark.parametrize(
-    ("function", "message"),
-    [
-        ("brightnes", "did you mean 'brightness'"),
-        ("my_measures:rednes", "did you mean 'redness'"),
-        ("no_such_package:f", "No module named 'no_such_package'"),
-        (":f", "cannot be imported"),
-        ("my_measures:flat", r"gives the shape \(\)"),
-    ],
-)
-def test_a_wrong_function_is_a_config_error(function, message):
-    with pytest.raises(ConfigError, match=message):
-        scoring.make_score(measure_of(function), GENERATOR, ENCODER)
