@@ -6,14 +6,21 @@ from pathlib import Path
 
 import jax
 
-from qdgs_jax.errors import ConfigError, did_you_mean
-from qdgs_jax.models import vae
-from qdgs_jax.models.checkpoint import sha256
-from qdgs_jax.models.vae.params import WEIGHTS
+from qdgs_jax.errors import CheckpointError, ConfigError, did_you_mean
+from qdgs_jax.models import stylegan2, vae
+from qdgs_jax.models.checkpoint import read_tensors, sha256
 from qdgs_jax.typing import Images, Key, Latents, Params
 
 BUILT_IN = {"shapes-vae": Path(__file__).parent / "assets" / "shapes_vae"}
 """Generators that come with the package: name -> folder."""
+
+WEIGHTS = "model.safetensors"
+
+FAMILIES = {
+    "shapes VAE": "decoder.fc1.weight",
+    "StyleGAN2": "synthesis.b4.const",
+}
+"""Family of networks -> a tensor that all its files have and no other family's."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class Generator:
 
 
 def load(model: str) -> tuple[Generator, Params]:
-    """Loads a shapes VAE: a built-in name, or the path of a file or folder of weights.
+    """Loads a generator of any family: a built-in name, or the path of a file or folder of weights.
 
     Raises:
         ConfigError: there is no such name or path.
@@ -47,6 +54,37 @@ def load(model: str) -> tuple[Generator, Params]:
             f"There is no generator '{model}'{did_you_mean(model, BUILT_IN)}: give the path of a "
             f"checkpoint or the name of a built-in, {', '.join(BUILT_IN)}."
         )
+    name = model if model in BUILT_IN else path.name
+    match family_of(path):
+        case "StyleGAN2":
+            return _stylegan2(name, path)
+        case _:
+            return _shapes_vae(name, path)
+
+
+def family_of(path: Path) -> str:
+    """The key of FAMILIES that a file or folder of weights belongs to, told by its content.
+
+    Raises:
+        CheckpointError: the weights cannot be read or belong to none.
+    """
+    weights = _weights(path)
+    if stylegan2.is_pickle(weights):
+        return "StyleGAN2"
+    tensors = read_tensors(weights)
+    for family, tensor in FAMILIES.items():
+        if tensor in tensors:
+            return family
+    raise CheckpointError(
+        f"{path} holds no generator that is known: give the weights of a {' or a '.join(FAMILIES)}."
+    )
+
+
+def _weights(path: Path) -> Path:
+    return path / WEIGHTS if path.is_dir() else path
+
+
+def _shapes_vae(name: str, path: Path) -> tuple[Generator, Params]:
     config, params = vae.load(path)
 
     def render(params: Params, latents: Latents) -> Images:
@@ -55,8 +93,27 @@ def load(model: str) -> tuple[Generator, Params]:
             return vae.decode(config, params, latents)
 
     generator = Generator(
-        name=model if model in BUILT_IN else path.name,
-        sha256=sha256(path / WEIGHTS if path.is_dir() else path),
+        name=name,
+        sha256=sha256(_weights(path)),
+        latent_size=config.latent_size,
+        image_size=config.image_size,
+        sample=lambda key, n: jax.random.normal(key, (n, config.latent_size)),
+        render=render,
+    )
+    return generator, params
+
+
+def _stylegan2(name: str, path: Path) -> tuple[Generator, Params]:
+    config, params = stylegan2.load(path)
+
+    def render(params: Params, latents: Latents) -> Images:
+        ws = stylegan2.map_latents(config, params, latents)
+        images = stylegan2.synthesize(config, params, ws)
+        return jax.numpy.clip((images + 1) / 2, 0, 1)
+
+    generator = Generator(
+        name=name,
+        sha256=sha256(_weights(path)),
         latent_size=config.latent_size,
         image_size=config.image_size,
         sample=lambda key, n: jax.random.normal(key, (n, config.latent_size)),

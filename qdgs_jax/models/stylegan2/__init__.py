@@ -20,6 +20,15 @@ from qdgs_jax.models.stylegan2.modeling import (
     map_latents,
     synthesize,
 )
-from qdgs_jax.models.stylegan2.params import convert, load, save
+from qdgs_jax.models.stylegan2.params import convert, is_pickle, load, save
 
-__all__ = ["StyleGAN2Config", "convert", "init", "load", "map_latents", "save", "synthesize"]
+__all__ = [
+    "StyleGAN2Config",
+    "convert",
+    "init",
+    "is_pickle",
+    "load",
+    "map_latents",
+    "save",
+    "synthesize",
+]

@@ -58,7 +58,7 @@ def load(path: str | Path) -> tuple[StyleGAN2Config, Params]:
     path = Path(path)
     if path.is_dir():
         path = path / WEIGHTS
-    if _is_pickle(path):
+    if is_pickle(path):
         config, tensors = read_generator(path)
     else:
         config, tensors = _read_config(path.parent / CONFIG), read_tensors(path)
@@ -161,7 +161,12 @@ def _fill(config: StyleGAN2Config, tensors: dict[str, np.ndarray], path: Path) -
     return traverse_util.unflatten_dict(leaves, sep="/")
 
 
-def _is_pickle(path: Path) -> bool:
+def is_pickle(path: Path) -> bool:
+    """Whether a file begins as a pickle of NVIDIA's does.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
     try:
         with open(path, "rb") as file:
             return file.read(1) == b"\x80"
