@@ -1,0 +1,52 @@
+"""The generator of a DCGAN (Radford et al., arXiv 1511.06434): transposed convolutions all the way.
+
+Batch norms have fixed statistics here, so each is an affine map that `params.load` has folded into
+the convolution before it.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from qdgs_jax.models.vae.modeling import TransposedConv
+from qdgs_jax.typing import Images, Key, Latents, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class DCGANConfig:
+    """Sizes; the defaults are the paper's for 64 x 64 pixels, at half its width."""
+
+    latent_size: int = 100
+    channels: tuple[int, ...] = (512, 256, 128, 64)
+    """Channels at 4 x 4 pixels, at 8 x 8 pixels, and so on up to half the image's side."""
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side."""
+        return 4 * 2 ** len(self.channels)
+
+
+class Generator(nn.Module):
+    """A linear map to 4 x 4 pixels, then transposed convolutions that double the side."""
+
+    config: DCGANConfig
+
+    @nn.compact
+    def __call__(self, latents: Latents) -> Images:
+        first, *others = self.config.channels
+        x = nn.Dense(4 * 4 * first, name="project")(latents)
+        x = nn.relu(x.reshape(len(x), 4, 4, first))
+        for i, features in enumerate(others, start=1):
+            x = nn.relu(TransposedConv(features, name=f"up{i}")(x))
+        return jnp.tanh(TransposedConv(3, name=f"up{len(self.config.channels)}")(x))
+
+
+def init(config: DCGANConfig, key: Key) -> Params:
+    """Random weights."""
+    return Generator(config).init(key, jnp.zeros((1, config.latent_size)))["params"]
+
+
+def generate(config: DCGANConfig, params: Params, latents: Latents) -> Images:
+    """Latents [N, D], standard normal a priori -> images [N, H, W, 3] in [0, 1]."""
+    return (Generator(config).apply({"params": params}, latents) + 1) / 2

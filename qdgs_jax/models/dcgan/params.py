@@ -1,0 +1,112 @@
+"""A DCGAN's weights as PyTorch saves them: one `Sequential` of convolutions and batch norms.
+
+Layer `main.{3i}` is the i-th transposed convolution, without a bias; `main.{3i + 1}` is its batch
+norm, which the last one has none of; activations take the numbers between.
+"""
+
+from itertools import count, pairwise, takewhile
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from qdgs_jax.errors import CheckpointError
+from qdgs_jax.models.checkpoint import read_tensors
+from qdgs_jax.models.dcgan.modeling import DCGANConfig
+from qdgs_jax.typing import Params
+
+WEIGHTS = "weights.tar"
+EPSILON = 1e-5  # of PyTorch's batch norm
+
+Tensors = dict[str, np.ndarray]
+
+
+def load(path: str | Path) -> tuple[DCGANConfig, Params]:
+    """Loads a file of weights, or the `weights.tar` of a folder; their shapes tell the config.
+
+    Raises:
+        CheckpointError: The weights are absent, or not those of a DCGAN's generator.
+    """
+    path = Path(path)
+    path = path / WEIGHTS if path.is_dir() else path
+    tensors = find_generator(read_tensors(path))
+    norms = takewhile(tensors.__contains__, (f"main.{3 * i + 1}.running_mean" for i in count()))
+    channels = tuple(tensors[name].size for name in norms)
+    if not channels:
+        raise CheckpointError(
+            f"{path} holds no generator of a DCGAN: give a file with main.0.weight, "
+            "main.1.running_mean and the like"
+        )
+    config = DCGANConfig(len(np.atleast_1d(tensors["main.0.weight"])), channels)
+    _check(config, tensors, path)
+    return config, _fold(config, tensors)
+
+
+def find_generator(tensors: Tensors) -> Tensors:
+    """The generator's tensors in a checkpoint, which may hold it under any name beside others.
+
+    A discriminator has no batch norm after its first convolution. Empty if there is no generator.
+    """
+    first = "main.0.weight"
+    for name in tensors:
+        prefix = name.removesuffix(first)
+        if name.endswith(first) and f"{prefix}main.1.running_mean" in tensors:
+            return {
+                key.removeprefix(prefix): tensor
+                for key, tensor in tensors.items()
+                if key.startswith(f"{prefix}main.") and not key.endswith(".num_batches_tracked")
+            }
+    return {}
+
+
+def shapes(config: DCGANConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the file and its shape."""
+    table: dict[str, tuple[int, ...]] = {}
+    for i, (n_in, n_out) in enumerate(pairwise((config.latent_size, *config.channels, 3))):
+        table[f"main.{3 * i}.weight"] = (n_in, n_out, 4, 4)
+        if i < len(config.channels):
+            for part in ("weight", "bias", "running_mean", "running_var"):
+                table[f"main.{3 * i + 1}.{part}"] = (n_out,)
+    return table
+
+
+def _check(config: DCGANConfig, tensors: Tensors, path: Path) -> None:
+    """Every tensor has its place, every place its tensor; all that fails is told at once."""
+    table = shapes(config)
+    problems = [f"{name} is missing" for name in table if name not in tensors]
+    problems += [f"{name} is unknown" for name in tensors if name not in table]
+    problems += [
+        f"{name} is {tensors[name].shape} instead of {shape}"
+        for name, shape in table.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{path} does not hold a DCGAN's generator of 4 x 4 kernels ({'; '.join(problems)}): "
+            "check which network it holds"
+        )
+
+
+def _fold(config: DCGANConfig, tensors: Tensors) -> Params:
+    """Kernels and biases that do what convolutions and their batch norms do."""
+    params = {}
+    for i in range(len(config.channels) + 1):
+        kernel = tensors[f"main.{3 * i}.weight"].astype(np.float64).transpose(2, 3, 0, 1)
+        bias = np.zeros(kernel.shape[-1])
+        if i < len(config.channels):
+            weight, offset, mean, variance = (
+                tensors[f"main.{3 * i + 1}.{part}"].astype(np.float64)
+                for part in ("weight", "bias", "running_mean", "running_var")
+            )
+            scale = weight / np.sqrt(variance + EPSILON)
+            kernel, bias = kernel * scale, offset - mean * scale
+        if i == 0:  # from 1 x 1 to 4 x 4 pixels: a linear map
+            kernel, bias = (
+                kernel.transpose(2, 0, 1, 3).reshape(len(kernel[0, 0]), -1),
+                np.tile(bias, 16),
+            )
+        params[f"up{i}" if i else "project"] = {
+            "kernel": jnp.asarray(kernel, jnp.float32),
+            "bias": jnp.asarray(bias, jnp.float32),
+        }
+    return params
