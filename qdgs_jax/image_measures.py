@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from qdgs_jax.config import MeasureConfig
 from qdgs_jax.errors import ConfigError, did_you_mean
@@ -12,11 +13,21 @@ from qdgs_jax.typing import Array, Images
 
 ImageMeasure = Callable[[Images], Array]  # [N, H, W, 3] -> [N]
 
+LUMA = np.array([0.299, 0.587, 0.114])
+"""Rec. 601."""
+SRGB_TO_XYZ = np.array(
+    [
+        [0.412453, 0.357580, 0.180423],
+        [0.212671, 0.715160, 0.072169],
+        [0.019334, 0.119193, 0.950227],
+    ]
+)
+"""Linear RGB with Rec. 709 primaries and white D65; rows add up to white."""
+
 
 def brightness(images: Images) -> Array:
     """Mean luma (Rec. 601), from 0 (black) to 1 (white)."""
-    red, green, blue = jnp.moveaxis(images, -1, 0)
-    return jnp.mean(0.299 * red + 0.587 * green + 0.114 * blue, axis=(1, 2))
+    return jnp.mean(images, axis=(1, 2)) @ LUMA
 
 
 def warmth(images: Images) -> Array:
@@ -29,10 +40,76 @@ def coverage(images: Images) -> Array:
     return jnp.mean(1 - jnp.min(images, axis=-1), axis=(1, 2))
 
 
+def skin_tone(images: Images) -> Array:
+    """Individual typology angle of a face's skin in degrees, ITA = atan((L* - 50) / b*).
+
+    Above 55 is very light, above 41 light, above 28 intermediate, above 10 tan, above -30 brown,
+    and dark below (Del Bino and Bernerd 2013). It is the angle of the skin's mean colour, as angles
+    of single dark pixels say little. Where light turns skin bluish, b* < 0, the angle goes on
+    beyond +-90 rather than jump.
+
+    Skin is taken for the commonest reddish and yellowish colour of an ellipse in the middle:
+    that leaves out hair, glasses, mouths and highlights as far as their colour differs.
+    """
+    lab = srgb_to_lab(images)
+    lightness, _, b = jnp.moveaxis(_mean(lab, _skin(lab)), -1, 0)
+    somewhere = (lightness != 50) | (b != 0)  # at the pole the slope of arctan2 is NaN
+    return jnp.degrees(jnp.arctan2(lightness - 50, jnp.where(somewhere, b, 1.0)))
+
+
+def background_brightness(images: Images) -> Array:
+    """Mean luma (Rec. 601) around a face in the middle, from 0 (black) to 1 (white)."""
+    around = jax.nn.log_sigmoid(-_ellipse(*images.shape[1:3], centre=0.5, height=1.0, width=0.84))
+    return _mean(images, around) @ LUMA
+
+
+def srgb_to_lab(images: Images) -> Array:
+    """RGB in [0, 1] -> CIELAB under D65 [..., 3]: L* in [0, 100], a* and b* (IEC 61966, CIE 15)."""
+    linear = jnp.where(
+        images <= 0.04045,
+        images / 12.92,
+        ((jnp.maximum(images, 0.04045) + 0.055) / 1.055) ** 2.4,
+    )
+    xyz = jnp.einsum("...c,tc->...t", linear, SRGB_TO_XYZ, precision="highest")
+    t = xyz / SRGB_TO_XYZ.sum(axis=1)  # relative to white
+    d = 6 / 29
+    # The inner `maximum` keeps the infinite slope of the root at black out of the backward pass.
+    f = jnp.where(t > d**3, jnp.cbrt(jnp.maximum(t, d**3)), t / (3 * d**2) + 4 / 29)
+    x, y, z = jnp.moveaxis(f, -1, 0)
+    return jnp.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
+
+
+def _skin(lab: Array) -> Array:
+    """How much each pixel counts as skin [N, H, W], as logarithms of weights."""
+    face = jax.nn.log_sigmoid(_ellipse(*lab.shape[1:3], centre=0.6, height=0.56, width=0.48))
+    a, b = lab[..., 1], lab[..., 2]
+    prior = face + jax.nn.log_sigmoid((a - 4) / 2) + jax.nn.log_sigmoid((b - 2) / 2)
+    weights = prior
+    for _ in range(3):  # mean shift (Comaniciu and Meer 2002), with a kernel of 15 units of colour
+        distance = lab - _mean(lab, weights)[:, None, None]
+        weights = prior - jnp.sum(distance**2, axis=-1) / (2 * 15**2)
+    return weights
+
+
+def _ellipse(rows: int, columns: int, *, centre: float, height: float, width: float) -> Array:
+    """A ramp [rows, columns], positive inside of an ellipse; lengths are parts of the image's."""
+    y = ((jnp.arange(rows) + 0.5) / rows - centre) / (height / 2)
+    x = ((jnp.arange(columns) + 0.5) / columns - 0.5) / (width / 2)
+    return (1 - jnp.hypot(y[:, None], x)) / 0.15
+
+
+def _mean(colours: Array, weights: Array) -> Array:
+    """Mean colour [N, 3] of pixels [N, H, W, 3], given logarithms of weights [N or none, H, W]."""
+    shares = jax.nn.softmax(weights, axis=(-2, -1))
+    return jnp.sum(shares[..., None] * colours, axis=(-3, -2))
+
+
 IMAGE_MEASURES: dict[str, ImageMeasure] = {
     "brightness": brightness,
     "warmth": warmth,
     "coverage": coverage,
+    "skin_tone": skin_tone,
+    "background_brightness": background_brightness,
 }
 
 

@@ -3,9 +3,11 @@
 import sys
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from skimage import color
 
 from qdgs_jax import image_measures
 from qdgs_jax.config import MeasureConfig
@@ -48,3 +50,69 @@ def test_a_measure_can_be_imported(module):
 def test_a_wrong_function_is_a_config_error(function, message):
     with pytest.raises(ConfigError, match=message):
         image_measures.load(MeasureConfig(name="m", function=function), 4)
+
+
+def face(skin, *, hair=(0.1, 0.07, 0.05), background=(0.2, 0.4, 0.7), side=64):
+    """A disc of skin with hair above, glasses and a mouth, on a plain background [1, S, S, 3]."""
+    y, x = (np.mgrid[:side, :side] + 0.5) / side
+    image = np.full((side, side, 3), background, np.float64)
+    head = ((x - 0.5) / 0.33) ** 2 + ((y - 0.55) / 0.42) ** 2 < 1
+    image[head] = skin
+    image[head & (y < 0.4)] = hair
+    image[head & (abs(y - 0.47) < 0.03)] = 0.05
+    image[head & (abs(y - 0.78) < 0.02) & (abs(x - 0.5) < 0.1)] = (0.6, 0.1, 0.15)
+    return jnp.array(image, jnp.float32)[None]
+
+
+SKINS = ((0.95, 0.85, 0.78), (0.85, 0.67, 0.55), (0.62, 0.44, 0.33), (0.35, 0.22, 0.15))
+
+
+@pytest.mark.parametrize("skin", SKINS)
+@pytest.mark.parametrize("hair", [(0.1, 0.07, 0.05), (0.9, 0.8, 0.5), (0.2, 0.8, 0.3)])
+def test_skin_tone_is_the_angle_of_the_skin_alone(skin, hair):
+    lightness, _, b = color.rgb2lab(np.array(skin))
+    expected = np.degrees(np.arctan2(lightness - 50, b))
+    for background in ((0.2, 0.4, 0.7), (1, 1, 1), (0, 0, 0)):
+        found = image_measures.skin_tone(face(skin, hair=hair, background=background))
+        np.testing.assert_allclose(found, expected, atol=3)
+
+
+def test_lab_is_that_of_scikit_image():
+    images = np.random.default_rng(0).random((2, 8, 8, 3), np.float32)
+    images[0, 0, :2] = [[0, 0, 0], [0.03, 0.01, 0]]
+    np.testing.assert_allclose(image_measures.srgb_to_lab(images), color.rgb2lab(images), atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["skin_tone", "background_brightness"])
+def test_gradients_are_finite_everywhere(name):
+    colours = jnp.array([*np.ndindex(2, 2, 2), (0.5, 0.5, 0.5), (0.0031, 0, 0)], jnp.float32)
+    plain = jnp.broadcast_to(colours[:, None, None], (len(colours), 8, 8, 3))
+    mixed = jnp.concatenate([plain[:, :4], plain[::-1, 4:]], axis=1)
+    measure = image_measures.IMAGE_MEASURES[name]
+    for images in (plain, mixed):
+        assert np.isfinite(measure(images)).all()
+        assert np.isfinite(jax.grad(lambda x: measure(x).sum())(images)).all()
+
+
+def test_skin_tone_has_no_slope_where_it_is_undefined(monkeypatch):
+    monkeypatch.setattr(image_measures, "srgb_to_lab", lambda x: x)
+    pole = jnp.broadcast_to(jnp.array([50.0, 0.0, 0.0]), (1, 4, 4, 3))
+    assert np.isfinite(jax.grad(lambda x: image_measures.skin_tone(x).sum())(pole)).all()
+
+
+def test_skin_tone_follows_its_gradient():
+    image = face(SKINS[2])
+    ascent = jax.grad(lambda x: image_measures.skin_tone(x).sum())(image)
+    low, high = (
+        image_measures.skin_tone(image + sign * 0.02 * jnp.sign(ascent)) for sign in (-1, 1)
+    )
+    assert high - low > 3
+
+
+def test_background_brightness_ignores_the_face():
+    values = [
+        image_measures.background_brightness(face(skin, background=(level,) * 3))[0]
+        for level in (0.2, 0.7)
+        for skin in (SKINS[0], SKINS[3])
+    ]
+    np.testing.assert_allclose(values, [0.2, 0.2, 0.7, 0.7], atol=0.06)
