@@ -18,6 +18,7 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[float, float]
+LatentSpace = Literal["auto", "z", "w", "w+"]
 
 T = TypeVar("T")
 
@@ -45,6 +46,13 @@ class GeneratorConfig:
 
     model: str = "shapes-vae"
     """Name of a built-in generator, or path of a checkpoint (file or folder)."""
+    latent_space: LatentSpace = "auto"
+    """What is searched: a network's own inputs `z`, a StyleGAN2's styles `w`, or its styles layer
+    by layer, `w+`; `auto` is the last where there is a choice."""
+    truncation_psi: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Truncation of a StyleGAN2's random styles: 1 for none; less is more alike, and cleaner."""
+    precision: Literal["highest", "default", "bf16"] = "highest"
+    """Of a StyleGAN2's matrix products: float32, what the device prefers, or bfloat16."""
 
 
 @_checked
@@ -71,6 +79,8 @@ class ObjectiveConfig:
     """Weight of the squared distance of latents to a ball around the origin; 0: no bounds."""
     radius: Positive = 0.5
     """Of that ball, in mean norms of random latents."""
+    uniqueness: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Weight of the distance to good images seen lately; 0: none are remembered."""
 
 
 @_checked
@@ -153,6 +163,8 @@ class SearchConfig:
     """Random latents from which the emitters' starting points are the best."""
     chunk_size: Count = 64
     """Latents rendered and embedded at once; bounds memory."""
+    rematerialise: bool = False
+    """Whether images are rendered again for their gradients: less memory, and slower."""
 
 
 @_checked

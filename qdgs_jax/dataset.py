@@ -121,7 +121,7 @@ def export(
             "`min_objective`, widen the bins, or search longer."
         )
 
-    generator, params = generators.load(config.generator.model)
+    generator, params = generators.load(**dataclasses.asdict(config.generator))
     if generator.sha256 != loaded.summary["generator"]["sha256"]:
         raise QDGSError(
             f"The generator {generator.name} has other weights than the run {run} searched: "

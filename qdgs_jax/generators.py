@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from qdgs_jax.config import LatentSpace
 from qdgs_jax.errors import CheckpointError, ConfigError, did_you_mean
 from qdgs_jax.models import dcgan, stylegan2, vae
 from qdgs_jax.models.checkpoint import read_tensors, sha256
-from qdgs_jax.typing import Images, Key, Latents, Params
+from qdgs_jax.models.precision import Precision
+from qdgs_jax.typing import Array, Images, Key, Latents, Params
 
 BUILT_IN = {"shapes-vae": Path(__file__).parent / "assets" / "shapes_vae"}
 """Generators that come with the package: name -> folder."""
@@ -42,16 +45,29 @@ class Generator:
     image_size: int
     """Side of its square images, in pixels."""
     sample: Callable[[Key, int], Latents]
-    """(key, n) -> random latents [n, D]."""
+    """(key, n) -> random latents [n, D]. Where they come from a network, it is that which was
+    loaded: call it outside of compiled programs, which would take in its weights."""
     render: Callable[[Params, Latents], Images]
     """(params, latents [N, D]) -> images [N, H, W, 3], RGB in [0, 1]."""
 
 
-def load(model: str) -> tuple[Generator, Params]:
+def load(
+    model: str,
+    *,
+    latent_space: LatentSpace = "auto",
+    truncation_psi: float = 1.0,
+    precision: Precision = "highest",
+) -> tuple[Generator, Params]:
     """Loads a generator of any family: a built-in name, or the path of a file or folder of weights.
 
+    Args:
+        model: the name or path.
+        latent_space: `w` and `w+` are for a StyleGAN2 alone, which takes `w+` for `auto`.
+        truncation_psi: of random latents; only a StyleGAN2 has other values than 1.
+        precision: of a StyleGAN2's matrix products; the others are small, and keep to `highest`.
+
     Raises:
-        ConfigError: there is no such name or path.
+        ConfigError: there is no such name or path, or an option that this generator lacks.
         CheckpointError: the file cannot be read or holds something else.
     """
     names = (*BUILT_IN, DIGIFACE)
@@ -62,9 +78,17 @@ def load(model: str) -> tuple[Generator, Params]:
             f"checkpoint or one of the names {', '.join(names)}."
         )
     name = model if model in names else path.name
-    match family_of(path):
-        case "StyleGAN2":
-            return _stylegan2(name, path)
+    family = family_of(path)
+    if family == "StyleGAN2":
+        space = "w+" if latent_space == "auto" else latent_space
+        return _stylegan2(name, path, space, truncation_psi, precision)
+    if latent_space not in ("auto", "z") or truncation_psi != 1 or precision != "highest":
+        raise ConfigError(
+            f"The generator '{model}' is a {family}, which has no latent space but z, no "
+            "truncation and no precision but float32: leave generator.latent_space, "
+            "generator.truncation_psi and generator.precision out."
+        )
+    match family:
         case "DCGAN":
             return _decoder(name, path, dcgan.load, dcgan.generate)
         case _:
@@ -128,20 +152,60 @@ def _decoder(
     return generator, params
 
 
-def _stylegan2(name: str, path: Path) -> tuple[Generator, Params]:
+def _stylegan2(
+    name: str, path: Path, space: str, truncation_psi: float, precision: Precision
+) -> tuple[Generator, Params]:
+    """The network with stored noise, over its inputs z or its normalised styles w or w+.
+
+    A normalised style is (w - mean) / standard deviation, a number each (Chang et al. 2024).
+    """
     config, params = stylegan2.load(path)
+    if config.label_size or config.image_channels != 3:
+        raise ConfigError(
+            f"The StyleGAN2 '{name}' is conditional or has no colours: give an unconditional one "
+            "of RGB images."
+        )
+    if space != "z":
+        params = {**params, "style_std": _style_std(config, params)}
+    layers = config.layers if space == "w+" else 1
+
+    def map_latents(params: Params, z: Array) -> Array:
+        return stylegan2.map_latents(config, params, z, truncation_psi=truncation_psi)
+
+    @jax.jit
+    def normalise(params: Params, z: Array) -> Latents:
+        ws = map_latents(params, z)[:, :layers]
+        return ((ws - params["mean_style"]) / params["style_std"]).reshape(len(z), -1)
+
+    def sample(key: Key, n: int) -> Latents:
+        z = jax.random.normal(key, (n, config.latent_size))
+        return z if space == "z" else normalise(params, z)
+
+    def styles(params: Params, latents: Latents) -> Array:
+        if space == "z":
+            return map_latents(params, latents)
+        normalised = latents.reshape(len(latents), layers, config.style_size)
+        ws = params["mean_style"] + params["style_std"] * normalised
+        return jnp.broadcast_to(ws, (len(ws), config.layers, config.style_size))
 
     def render(params: Params, latents: Latents) -> Images:
-        ws = stylegan2.map_latents(config, params, latents)
-        images = stylegan2.synthesize(config, params, ws)
-        return jax.numpy.clip((images + 1) / 2, 0, 1)
+        ws = styles(params, latents)
+        images = stylegan2.synthesize(config, params, ws, precision=precision)
+        return jnp.clip((images + 1) / 2, 0, 1)
 
     generator = Generator(
         name=name,
         sha256=sha256(_weights(path)),
-        latent_size=config.latent_size,
+        latent_size=config.latent_size if space == "z" else layers * config.style_size,
         image_size=config.image_size,
-        sample=lambda key, n: jax.random.normal(key, (n, config.latent_size)),
+        sample=sample,
         render=render,
     )
     return generator, params
+
+
+def _style_std(config: stylegan2.StyleGAN2Config, params: Params) -> Array:
+    """Standard deviations [W] of 10,000 random styles, always the same."""
+    z = jax.random.normal(jax.random.key(0), (10_000, config.latent_size))
+    spread = jax.jit(lambda params, z: stylegan2.map_latents(config, params, z)[:, 0].std(axis=0))
+    return spread(params, z)

@@ -98,7 +98,7 @@ def load_problem(config: Config) -> Problem:
             f"search.initial_samples ({options.initial_samples}) must be at least "
             f"search.emitters ({options.emitters}): raise it."
         )
-    generator, generator_params = generators.load(config.generator.model)
+    generator, generator_params = generators.load(**dataclasses.asdict(config.generator))
     encoder, encoder_params = encoders.load(
         config.encoder.model, precision=config.encoder.precision
     )
@@ -108,7 +108,9 @@ def load_problem(config: Config) -> Problem:
     config = _resolve_ranges(config, generator, score, params)
     lower, upper = zip(*(measure.ends for measure in config.measures), strict=True)
     cells = GridArchive(tuple(measure.cells for measure in config.measures), lower, upper)
-    made = search.make_search(options, cells, score, with_jacobian(score))
+    made = search.make_search(
+        options, cells, score, with_jacobian(score), init_memory=score.init_memory
+    )
     return Problem(config, generator, encoder, params, score, made)
 
 

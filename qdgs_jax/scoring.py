@@ -6,13 +6,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from qdgs_jax import image_measures
 from qdgs_jax.config import Config
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.generators import Generator
 from qdgs_jax.prompts import PromptPair
-from qdgs_jax.typing import Array, Embeddings, Images, Key, Latents, Measures, Objective, Params
+from qdgs_jax.typing import Array, Embeddings, Images, Key, Latents, Objective, Params
+
+REMEMBERED = 100
+"""Embeddings that a memory holds."""
 
 
 def angular_distance(x: Embeddings, y: Embeddings) -> Array:
@@ -96,6 +100,30 @@ def _pool(images: Array, rows: Array, columns: Array) -> Array:
     return jnp.einsum("ih,...hwc,jw->...ijc", rows, images, columns, precision="highest")
 
 
+class Memory(struct.PyTreeNode):
+    """Good images seen lately, the oldest of which makes room for the next."""
+
+    embeddings: Array  # [REMEMBERED, E] unit norm
+    count: Array  # [] int32, images remembered so far, forgotten ones included
+
+
+def uniqueness(memory: Memory, embeddings: Embeddings) -> Array:
+    """u = 100 / |M| times the distance to the nearest remembered image [N]; 1 while M is empty."""
+    known = jnp.minimum(memory.count, REMEMBERED)
+    distance = angular_distance(embeddings[:, None], memory.embeddings)
+    nearest = jnp.min(distance, axis=1, where=jnp.arange(REMEMBERED) < known, initial=jnp.pi)
+    return jnp.where(known > 0, REMEMBERED / jnp.maximum(known, 1) * nearest, 1.0)
+
+
+def remember(memory: Memory, key: Key, embeddings: Embeddings, objective: Objective) -> Memory:
+    """Adds a random one of the images [N, E] whose loss is below 1, if there is any."""
+    good = objective > 50  # it is 100 - 50 L
+    chosen = jnp.argmax(jnp.where(good, jax.random.uniform(key, good.shape), -1.0))
+    place = memory.count % REMEMBERED
+    added = Memory(memory.embeddings.at[place].set(embeddings[chosen]), memory.count + 1)
+    return jax.tree.map(lambda new, old: jnp.where(good.any(), new, old), added, memory)
+
+
 @dataclass(frozen=True)
 class Score:
     """score(params, key, latents [N, D]) -> (objective [N], measures [N, M]).
@@ -103,28 +131,38 @@ class Score:
     `params` is a dict of the weights "generator" and "encoder" and of "prompts"
     (`qdgs_jax.prompts.PromptEmbeddings`). Each latent's crop depends on the key and on its place
     in the batch alone, so that `chunk_size` changes memory and nothing else.
+
+    An objective with uniqueness can be given what it remembers, and then gives back what it
+    remembers next: score(params, key, latents, memory) -> (objective, measures, memory). Without a
+    memory it takes all images for unique.
     """
 
-    values: Callable[[Params, Key, Latents], Array]
-    """(params, keys [N], latents [N, D]) -> [N, 1 + M], objective first; sample by sample."""
+    values: Callable[[Params, Key, Latents, Memory | None], tuple[Array, Embeddings]]
+    """(params, keys [N], latents [N, D], memory) -> [N, 1 + M], objective first, and embeddings
+    [N, E]; sample by sample."""
     measures: int
     """M."""
     chunk_size: int
     """Latents rendered and embedded at once."""
+    init_memory: Callable[[Params], Memory] | None = None
+    """params -> an empty memory; None without uniqueness."""
 
-    def __call__(self, params: Params, key: Key, latents: Latents) -> tuple[Objective, Measures]:
+    def __call__(
+        self, params: Params, key: Key, latents: Latents, memory: Memory | None = None
+    ) -> tuple[Any, ...]:
         keys = jax.random.split(key, len(latents))
-        values = in_chunks(
-            lambda keys, latents: self.values(params, keys, latents), self.chunk_size
+        values, embeddings = in_chunks(
+            lambda keys, latents: self.values(params, keys, latents, memory), self.chunk_size
         )(keys, latents)
-        return values[:, 0], values[:, 1:]
+        return _and_memory(memory, key, embeddings, values[:, 0], values[:, 1:])
 
 
 def make_score(config: Config, generator: Generator, encoder: Encoder) -> Score:
     """The score of a config: f = 100 - 50 L, and one measure for each of `config.measures`.
 
-    L = L_p + w (max(||latent||, r) - r)^2: the prompt loss, and what keeps latents near a ball
-    (Chang et al. 2024). Its radius r is a multiple of the mean norm of 10,000 random latents.
+    L = L_p + w (max(||latent||, r) - r)^2 + v (1 - u): the prompt loss, what keeps latents near a
+    ball, and what drives images away from good ones seen lately (Chang et al. 2024). The ball's
+    radius r is a multiple of the mean norm of 10,000 random latents.
 
     The reference renders and crops anew for the objective and for each measure; here all of them
     see one image and one crop: cheaper, and less noisy. Functions of the image read it whole.
@@ -137,54 +175,80 @@ def make_score(config: Config, generator: Generator, encoder: Encoder) -> Score:
         for measure in config.measures
     ]
 
-    pull = config.objective.regularisation
+    render = generator.render
+    if config.search.rematerialise:
+        render = jax.checkpoint(render)
+    pull, push = config.objective.regularisation, config.objective.uniqueness
     if pull:
         norms = jnp.linalg.norm(generator.sample(jax.random.key(0), 10_000), axis=-1)
         radius = config.objective.radius * float(norms.mean())
 
-    def values(params: Params, keys: Key, latents: Latents) -> Array:
-        images = generator.render(params["generator"], latents)
+    def values(
+        params: Params, keys: Key, latents: Latents, memory: Memory | None
+    ) -> tuple[Array, Embeddings]:
+        images = render(params["generator"], latents)
         cutouts = cutout(keys, images, encoder.image_size, random=config.encoder.random_crops)
         embeddings = encoder.embed_images(params["encoder"], cutouts)
         prompts = params["prompts"]
         loss = prompt_difference(embeddings, prompts.objective)
         if pull:
             loss += pull * distance_to_ball(latents, radius) ** 2
+        if memory is not None:
+            loss += push * (1 - uniqueness(memory, embeddings))
         measures = [
             function(images) if function else prompt_difference(embeddings, pair)
             for function, pair in zip(functions, prompts.measures, strict=True)
         ]
-        return jnp.stack([100 - 50 * loss, *measures], axis=-1)
+        return jnp.stack([100 - 50 * loss, *measures], axis=-1), embeddings
 
-    return Score(values, len(functions), config.search.chunk_size)
+    def init_memory(params: Params) -> Memory:
+        texts = params["prompts"].objective.near
+        embeddings = jnp.zeros((REMEMBERED, texts.shape[-1]), texts.dtype)
+        return Memory(embeddings, count=jnp.zeros((), jnp.int32))
+
+    return Score(values, len(functions), config.search.chunk_size, init_memory if push else None)
 
 
-def with_jacobian(
-    score: Score,
-) -> Callable[[Params, Key, Latents], tuple[Objective, Measures, Array]]:
+def with_jacobian(score: Score) -> Callable[..., tuple[Any, ...]]:
     """f(params, key, latents) -> (objective [N], measures [N, M], jacobian [N, 1 + M, D]).
 
     jacobian[:, 0] is the gradient of the objective (higher is better), row 1 + j that of measure j.
+    It takes and gives back a memory, as a fourth, where `score` does.
     One forward pass serves 1 + M pull-backs; they hold as many times the memory, so chunks are
     smaller by that factor.
     """
     rows = 1 + score.measures
 
-    def jacobian(params: Params, key: Key, latents: Latents) -> tuple[Objective, Measures, Array]:
-        def one_chunk(keys: Key, latents: Latents) -> tuple[Array, Array]:
-            values, pull_back = jax.vjp(lambda x: score.values(params, keys, x), latents)
+    def jacobian(
+        params: Params, key: Key, latents: Latents, memory: Memory | None = None
+    ) -> tuple[Any, ...]:
+        def one_chunk(keys: Key, latents: Latents) -> tuple[Array, Embeddings, Array]:
+            values, pull_back, embeddings = jax.vjp(
+                lambda x: score.values(params, keys, x, memory), latents, has_aux=True
+            )
             # Samples do not touch each other: a cotangent of ones over N gives each its own row.
             cotangents = jnp.broadcast_to(
                 jnp.eye(rows, dtype=values.dtype)[:, None], (rows, *values.shape)
             )
             (gradients,) = jax.vmap(pull_back)(cotangents)
-            return values, jnp.swapaxes(gradients, 0, 1)
+            return values, embeddings, jnp.swapaxes(gradients, 0, 1)
 
         keys = jax.random.split(key, len(latents))
-        values, gradients = in_chunks(one_chunk, max(1, score.chunk_size // rows))(keys, latents)
-        return values[:, 0], values[:, 1:], gradients
+        chunked = in_chunks(one_chunk, max(1, score.chunk_size // rows))
+        values, embeddings, gradients = chunked(keys, latents)
+        return _and_memory(memory, key, embeddings, values[:, 0], values[:, 1:], gradients)
 
     return jacobian
+
+
+def _and_memory(
+    memory: Memory | None, key: Key, embeddings: Embeddings, objective: Objective, *others: Array
+) -> tuple[Any, ...]:
+    """What a score gives: its results and, if it had a memory, what it remembers after them."""
+    if memory is None:
+        return objective, *others
+    choice_key = jax.random.fold_in(key, len(embeddings))  # none of split(key, N)
+    return objective, *others, remember(memory, choice_key, embeddings, objective)
 
 
 def in_chunks(function: Callable[..., Any], chunk_size: int) -> Callable[..., Any]:

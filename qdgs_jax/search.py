@@ -12,6 +12,7 @@ in as `params`: the functions can be called inside anybody's `jit`, `scan` or tr
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +33,8 @@ from qdgs_jax.emitters.variation import Variation
 from qdgs_jax.errors import ConfigError
 from qdgs_jax.typing import Array, Key, Latents, Measures, Objective, Params
 
-Score = Callable[[Params, Key, Latents], tuple[Objective, Measures]]
-ScoreWithJacobian = Callable[[Params, Key, Latents], tuple[Objective, Measures, Array]]
+Score = Callable[..., tuple[Any, ...]]
+"""(params, key, latents [N, D]) -> results; `Search` tells which, and what else they may take."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,15 @@ class Search:
         archive: what teaches the emitters; where it is annealed, an elitist one of the same cells
             is kept beside it as the result.
         emitter: the bank of emitters.
+        init_memory: params -> what a score with memory remembers at first, a pytree; both scores
+            then take it after the latents, and give it back, renewed, after their results.
     """
 
     score: Score
-    score_with_jacobian: ScoreWithJacobian | None
+    score_with_jacobian: Score | None
     archive: Archive
     emitter: Emitter
+    init_memory: Callable[[Params], Any] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.emitter, GradientEmitter) and self.score_with_jacobian is None:
@@ -82,6 +86,7 @@ class SearchState(struct.PyTreeNode):
     elites: ArchiveState  # elitist: the result
     annealed: ArchiveState | None  # what teaches the emitters, where it is not the elites
     emitter: emitters.State
+    memory: Any  # the score's, if it has one
     non_finite: Array  # [] int32, latents whose score was NaN or infinite and was left out
 
     @property
@@ -105,13 +110,16 @@ def make_search(
     config: SearchConfig,
     archive: Archive,
     score: Score,
-    score_with_jacobian: ScoreWithJacobian | None = None,
+    score_with_jacobian: Score | None = None,
+    *,
+    init_memory: Callable[[Params], Any] | None = None,
 ) -> Search:
     """The search that `config.algorithm` names, over the cells of `archive`.
 
     Args:
         archive: lends its cells; how they anneal is the algorithm's choice.
         score_with_jacobian: for `cma_mega`, `cma_maega` and `omg_mega` alone.
+        init_memory: for scores with memory alone; see `Search`.
 
     Raises:
         ConfigError: options that do not go together, or a Jacobian is needed and missing.
@@ -145,7 +153,7 @@ def make_search(
             f"search.algorithm '{config.algorithm}' follows gradients: "
             "give make_search a score_with_jacobian."
         )
-    return Search(score, score_with_jacobian, archive, emitter)
+    return Search(score, score_with_jacobian, archive, emitter, init_memory)
 
 
 _DEFAULT_RULES = {
@@ -187,7 +195,8 @@ def _rules(config: SearchConfig, archive: Archive) -> Rules:
 def init(search: Search, params: Params, key: Key, latents: Latents) -> SearchState:
     """A state whose emitters start at the best of `latents` [N, D] by objective, N >= E."""
     scoring_key, emitter_key, run_key = jax.random.split(key, 3)
-    objective, _ = search.score(params, scoring_key, latents)
+    memory = search.init_memory(params) if search.init_memory else None
+    (objective, _), memory = evaluate(search.score, params, scoring_key, latents, memory)
     worst_last = jnp.where(jnp.isnan(objective), -jnp.inf, objective)
     _, best = jax.lax.top_k(worst_last, search.emitter.emitters)
     size, dtype = latents.shape[-1], latents.dtype
@@ -197,6 +206,7 @@ def init(search: Search, params: Params, key: Key, latents: Latents) -> SearchSt
         elites=archives.init(search.elitist, size, dtype),
         annealed=archives.init(search.archive, size, dtype) if search.annealed else None,
         emitter=search.emitter.init(emitter_key, latents[best]),
+        memory=memory,
         non_finite=(~jnp.isfinite(objective)).sum(dtype=jnp.int32),
     )
 
@@ -206,19 +216,31 @@ def step(search: Search, params: Params, state: SearchState) -> SearchState:
     points_key, jacobian_key, ask_key, score_key, tell_key = jax.random.split(
         jax.random.fold_in(state.key, state.generation), 5
     )
-    gradients = None
+    gradients, memory = None, state.memory
     if isinstance(search.emitter, GradientEmitter):
         points = search.emitter.points(state.emitter, state.teacher, points_key)
         assert search.score_with_jacobian is not None
-        objective, measures, jacobian = search.score_with_jacobian(params, jacobian_key, points)
+        (objective, measures, jacobian), memory = evaluate(
+            search.score_with_jacobian, params, jacobian_key, points, memory
+        )
         state, _ = add(search, state, points, objective, measures)
         gradients = Gradients(points, jacobian)
 
     emitter, asked = search.emitter.ask(state.emitter, state.teacher, ask_key, gradients)
-    objective, measures = search.score(params, score_key, asked.latents)
+    (objective, measures), memory = evaluate(search.score, params, score_key, asked.latents, memory)
     state, insertion = add(search, state, asked.latents, objective, measures)
     emitter = search.emitter.tell(emitter, state.teacher, tell_key, asked, insertion)
-    return state.replace(emitter=emitter, generation=state.generation + 1)
+    return state.replace(emitter=emitter, memory=memory, generation=state.generation + 1)
+
+
+def evaluate(
+    score: Score, params: Params, key: Key, latents: Latents, memory: Any
+) -> tuple[tuple[Any, ...], Any]:
+    """The results of a score, and what it remembers next; None without a memory."""
+    if memory is None:
+        return score(params, key, latents), None
+    *results, memory = score(params, key, latents, memory)
+    return tuple(results), memory
 
 
 def add(

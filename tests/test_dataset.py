@@ -111,7 +111,7 @@ def write_run(path: Path, config: Config) -> Path:
 
 @pytest.fixture(autouse=True)
 def models(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generators, "load", lambda model: make_generator())
+    monkeypatch.setattr(generators, "load", lambda model, **_: make_generator())
     monkeypatch.setattr(encoders, "load", lambda model, **_: make_encoder())
 
 
@@ -478,7 +478,7 @@ def test_a_folder_without_a_run(tmp_path):
 
 
 def test_other_weights_than_the_run_had(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(generators, "load", lambda model: make_generator(sha256="c" * 64))
+    monkeypatch.setattr(generators, "load", lambda model, **_: make_generator(sha256="c" * 64))
     with pytest.raises(QDGSError, match="other weights"):
         dataset.export(run(), tmp_path / "out", count=1)
 
@@ -502,7 +502,7 @@ def test_rendering_streams_in_chunks_compiled_once(run, tmp_path, monkeypatch):
 
     generator, params = make_generator()
     fake = Generator("flat", "a" * 64, 2, 4, generator.sample, traced)
-    monkeypatch.setattr(generators, "load", lambda model: (fake, params))
+    monkeypatch.setattr(generators, "load", lambda model, **_: (fake, params))
     sizes = []
     write = image_folder.write
 

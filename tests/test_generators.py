@@ -7,13 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from qdgs_jax import generators
 from qdgs_jax.errors import CheckpointError, ConfigError
-from qdgs_jax.models import dcgan, vae
+from qdgs_jax.models import dcgan, stylegan2, vae
 from qdgs_jax.models.checkpoint import sha256
 
 CONFIG = vae.VAEConfig(latent_size=3, image_size=16, channels=(2, 3, 4))
+STYLES = stylegan2.StyleGAN2Config(
+    latent_size=5, style_size=6, mapping_sizes=(7, 6), channels=(8, 8)
+)
+SIZES = {"z": 5, "w": 6, "w+": 4 * 6}
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +107,105 @@ def test_the_generator_of_faces():
     face, corners = images.mean(0)[24:56, 20:44], images.mean(0)[:8, :8]
     assert face[..., 0].mean() > face[..., 2].mean() + 0.08  # skin is redder than it is blue
     assert abs(corners[..., 0].mean() - corners[..., 2].mean()) < 0.08
+
+
+@pytest.fixture(scope="module")
+def styled(tmp_path_factory):
+    """A random StyleGAN2 that keeps its mean style, as trained ones do."""
+    folder = tmp_path_factory.mktemp("stylegan2")
+    params = stylegan2.init(STYLES, jax.random.key(0))
+    z = jax.random.normal(jax.random.key(1), (20_000, 5))
+    mean = stylegan2.map_latents(STYLES, params, z)[:, 0].mean(axis=0)
+    stylegan2.save(folder, STYLES, {**params, "mean_style": mean})
+    return folder
+
+
+@pytest.mark.parametrize("space", SIZES)
+def test_any_latent_space_renders_its_samples_as_the_network_does(styled, space):
+    generator, params = generators.load(str(styled), latent_space=space, truncation_psi=0.7)
+    latents = generator.sample(jax.random.key(2), 3)
+    assert latents.shape == (3, generator.latent_size) == (3, SIZES[space])
+    assert generator.image_size == 8
+    config, weights = stylegan2.load(styled)
+    z = jax.random.normal(jax.random.key(2), (3, 5))
+
+    @jax.jit
+    def images(weights, z):
+        ws = stylegan2.map_latents(config, weights, z, truncation_psi=0.7)
+        return stylegan2.synthesize(config, weights, ws)
+
+    expected = np.clip((images(weights, z) + 1) / 2, 0, 1)
+    assert np.mean((expected > 0) & (expected < 1)) > 0.1
+    np.testing.assert_allclose(jax.jit(generator.render)(params, latents), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("space", ["w", "w+"])
+def test_random_styles_are_normalised(styled, space):
+    generator, _ = generators.load(str(styled), latent_space=space)
+    latents = generator.sample(jax.random.key(3), 5000)
+    np.testing.assert_allclose(latents.mean(axis=0), 0, atol=0.06)
+    np.testing.assert_allclose(latents.std(axis=0), 1, atol=0.06)
+    truncated, _ = generators.load(str(styled), latent_space=space, truncation_psi=0.5)
+    halved = truncated.sample(jax.random.key(3), 4)
+    np.testing.assert_allclose(halved, latents[:4] / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_have_latents_of_their_own_in_w_plus_alone(styled):
+    generator, params = generators.load(str(styled))
+    assert generator.latent_size == SIZES["w+"]
+    same, params_of_w = generators.load(str(styled), latent_space="w")
+    latents = same.sample(jax.random.key(4), 2)
+    repeated = jnp.tile(latents, STYLES.layers)
+    render = jax.jit(generator.render)
+    expected = jax.jit(same.render)(params_of_w, latents)
+    np.testing.assert_allclose(render(params, repeated), expected, atol=1e-6)
+    other = render(params, repeated.at[:, -6:].add(1.0))
+    assert np.abs(other - expected).max() > 1e-3
+
+
+def test_weights_of_a_stylegan2_are_arguments(styled):
+    generator, params = generators.load(str(styled))
+    latents = jnp.zeros((2, generator.latent_size))
+    program = jax.make_jaxpr(generator.render)(params, latents)
+    assert max([np.size(constant) for constant in program.consts], default=0) < 10
+    gradient = jax.jit(jax.grad(lambda x: generator.render(params, x).sum()))(latents)
+    assert np.all(np.abs(gradient).max(axis=0) > 0)
+
+
+def test_bfloat16_is_close_to_float32(styled):
+    (exact, params), (rough, _) = (
+        generators.load(str(styled), precision=precision) for precision in ("highest", "bf16")
+    )
+    latents = exact.sample(jax.random.key(5), 4)
+    images = [jax.jit(generator.render)(params, latents) for generator in (exact, rough)]
+    assert 0 < np.abs(images[0] - images[1]).mean() < 0.01
+
+
+def test_images_of_the_reference_implementation(reference):
+    golden = np.load(reference / "stylegan2/sg2_ffhq256_tiny_golden.npz")
+    generator, params = generators.load(str(reference / "stylegan2/sg2_ffhq256_tiny.pkl"))
+    normalised = (golden["ws_mix"] - params["mean_style"]) / params["style_std"]
+    images = jax.jit(generator.render)(params, normalised.reshape(4, -1))
+    expected = np.clip((golden["img_const_mix"].transpose(0, 2, 3, 1) + 1) / 2, 0, 1)
+    np.testing.assert_allclose(images, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options", [{"latent_space": "w"}, {"truncation_psi": 0.7}, {"precision": "bf16"}]
+)
+def test_options_of_another_family_are_refused(folder, options):
+    with pytest.raises(ConfigError, match=r"is a shapes VAE, which has no .* out\.$"):
+        generators.load(str(folder), **options)
+    generators.load(str(folder), latent_space="z")
+
+
+def test_a_conditional_network_is_refused(reference):
+    with pytest.raises(ConfigError, match=r"'sg2_cond_32\.pkl' is conditional"):
+        generators.load(str(reference / "stylegan2/sg2_cond_32.pkl"))
+
+
+def test_weights_of_no_family_are_refused(tmp_path):
+    tensors = {"weight": np.zeros(3, np.float32)}
+    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"no generator that is known: .* a StyleGAN2 or a"):
+        generators.load(str(tmp_path))

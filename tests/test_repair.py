@@ -82,7 +82,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> None:
         tokenize=lambda texts: jnp.zeros((len(texts), 1), int), unknown_words=lambda text: [],
     )  # fmt: skip
     generator = Generator("two shapes", "a" * 64, 2, SIZE, sample, render)
-    monkeypatch.setattr(generators, "load", lambda model: (generator, jnp.int32(0)))
+    monkeypatch.setattr(generators, "load", lambda model, **_: (generator, jnp.int32(0)))
     monkeypatch.setattr(encoders, "load", lambda model, **_: (encoder, jnp.int32(0)))
     monkeypatch.setitem(IMAGE_MEASURES, "blueness", blueness)
     monkeypatch.setitem(IMAGE_MEASURES, "largeness", largeness)

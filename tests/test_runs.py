@@ -63,7 +63,7 @@ def toy_models(monkeypatch: pytest.MonkeyPatch) -> None:
         unknown_words=lambda text: [],
     )
     weights = {"image": image_weights, "text": text_weights}
-    monkeypatch.setattr(generators, "load", lambda model: (generator, render_weights))
+    monkeypatch.setattr(generators, "load", lambda model, **_: (generator, render_weights))
     monkeypatch.setattr(encoders, "load", lambda model, precision: (encoder, weights))
 
 
@@ -231,7 +231,7 @@ def test_foreign_folders_are_refused(
 
     generator, weights = generators.load("toy")
     other = dataclasses.replace(generator, sha256="f" * 64)
-    monkeypatch.setattr(generators, "load", lambda model: (other, weights))
+    monkeypatch.setattr(generators, "load", lambda model, **_: (other, weights))
     with pytest.raises(ConfigError, match="other weights of the generator toy"):
         runs.sample(config, out, resume=True)
 

@@ -172,6 +172,99 @@ def test_regularisation_lowers_the_objective_outside_the_ball():
     np.testing.assert_allclose(objective - lower, 50 * 0.5 * outside**2, rtol=1e-4, atol=1e-4)
 
 
+def remembered(*embeddings):
+    """A memory of these images."""
+    memory = scoring.Memory(jnp.zeros((scoring.REMEMBERED, EMBEDDING)), jnp.int32(0))
+    for embedding in embeddings:
+        memory = scoring.remember(memory, jax.random.key(0), embedding[None], jnp.array([51.0]))
+    return memory
+
+
+def test_uniqueness_is_the_distance_to_the_nearest_remembered_image():
+    images, known = unit(10, 6, EMBEDDING), unit(11, 150, EMBEDDING)
+    for memory, share in [(known[:3], 3), (known, 100)]:  # the oldest fifty are forgotten
+        nearest = np.arccos(np.clip(images @ memory[-100:].T, -1, 1)).min(1)
+        unique = scoring.uniqueness(remembered(*memory), images)
+        np.testing.assert_allclose(unique, 100 / share * nearest, rtol=1e-4)
+
+
+def test_everything_is_unique_while_nothing_is_remembered():
+    value, gradient = jax.value_and_grad(lambda x: scoring.uniqueness(remembered(), x).sum())(
+        unit(10, 6, EMBEDDING)
+    )
+    assert value == 6
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_one_random_good_image_of_a_batch_is_remembered():
+    images, objective = unit(10, 4, EMBEDDING), jnp.array([50.0, 60.0, jnp.nan, 70.0])
+    seen = set()
+    for seed in range(20):
+        memory = scoring.remember(remembered(), jax.random.key(seed), images, objective)
+        assert int(memory.count) == 1
+        seen |= set(np.flatnonzero((images == memory.embeddings[0]).all(1)).tolist())
+    assert seen == {1, 3}
+    none = scoring.remember(remembered(), jax.random.key(0), images, jnp.full(4, 50.0))
+    assert int(none.count) == 0
+    np.testing.assert_array_equal(none.embeddings, 0)
+
+
+def with_uniqueness(config):
+    return dataclasses.replace(
+        config, objective=dataclasses.replace(config.objective, uniqueness=0.2)
+    )
+
+
+def test_the_objective_rewards_uniqueness_and_remembers_one_image_a_call():
+    free = make_config()
+    params, latents, key = make_params(free), normal(7, 3, LATENT), jax.random.key(8)
+    near, far = unit(4, 1, EMBEDDING), unit(3, 2, EMBEDDING)  # far from two texts: all are good
+    params["prompts"] = dataclasses.replace(params["prompts"], objective=PromptPair(near, far))
+    score = scoring.make_score(with_uniqueness(free), GENERATOR, ENCODER)
+    plain, _ = scoring.make_score(free, GENERATOR, ENCODER)(params, key, latents)
+    np.testing.assert_array_equal(score(params, key, latents)[0], plain)
+
+    objective, _, first = score(params, key, latents, score.init_memory(params))
+    np.testing.assert_array_equal(objective, plain)  # nothing was known yet
+    assert int(first.count) == 1
+    objective, _, second = score(params, key, latents, first)
+    assert int(second.count) == 2
+    images = render(params["generator"], latents)
+    cut = scoring.cutout(jax.random.split(key, 3), images, SIZE)
+    unique = scoring.uniqueness(first, embed_images(params["encoder"], cut))
+    np.testing.assert_allclose(objective - plain, 50 * 0.2 * (unique - 1), rtol=1e-3, atol=1e-3)
+
+
+def test_the_gradient_of_uniqueness_agrees_with_finite_differences():
+    with jax.enable_x64(True):
+        config = with_uniqueness(make_config())
+        params, latents, key = make_params(config), normal(7, 3, LATENT), jax.random.key(8)
+        score = scoring.make_score(config, GENERATOR, ENCODER)
+        memory = scoring.Memory(unit(9, scoring.REMEMBERED, EMBEDDING), jnp.int32(3))
+        jacobian = jax.jit(scoring.with_jacobian(score))(params, key, latents, memory)[2]
+        plain = jax.jit(scoring.with_jacobian(score))(params, key, latents)[2]
+        assert np.abs(jacobian[:, 0] - plain[:, 0]).min() > 1e-3
+        np.testing.assert_allclose(jacobian[:, 1:], plain[:, 1:], rtol=1e-9)
+        for axis in range(LATENT):
+            step = 1e-6 * jnp.eye(LATENT)[axis]
+            above, below = (score(params, key, latents + s, memory)[0] for s in (step, -step))
+            np.testing.assert_allclose(jacobian[:, 0, axis], (above - below) / 2e-6, rtol=1e-5)
+
+
+def test_rendering_again_for_the_gradients_changes_nothing():
+    plain = make_config()
+    again = dataclasses.replace(plain, search=dataclasses.replace(plain.search, rematerialise=True))
+    params, latents, key = make_params(plain), normal(7, 4, LATENT), jax.random.key(8)
+    jacobians = [
+        scoring.with_jacobian(scoring.make_score(config, GENERATOR, ENCODER))
+        for config in (plain, again)
+    ]
+    for one, other in zip(*(jax.jit(f)(params, key, latents) for f in jacobians), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+    programs = [str(jax.make_jaxpr(f)(params, key, latents)) for f in jacobians]
+    assert ["remat" in program for program in programs] == [False, True]
+
+
 def test_cutout_takes_old_style_keys_and_has_gradients():
     images = jax.random.uniform(jax.random.key(0), (2, SIDE, SIDE, 3))
     keys = jax.random.split(jax.random.PRNGKey(0), 2)
@@ -211,7 +304,7 @@ def test_jacobian_agrees_with_jacrev_of_each_latent(measures):
 
         @jax.jit
         def alone(key, latent):
-            row = lambda x: score.values(params, key[None], x[None])[0]  # noqa: E731
+            row = lambda x: score.values(params, key[None], x[None], None)[0][0]  # noqa: E731
             return row(latent), jax.jacrev(row)(latent)
 
         for i, sample_key in enumerate(jax.random.split(key, 6)):

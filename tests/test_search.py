@@ -242,6 +242,32 @@ def test_ten_thousand_generations_in_float32(slope: float) -> None:
     assert later.restarts > metrics.restarts + 10  # still at work
 
 
+def test_a_score_may_remember(search: Search) -> None:
+    """Here: how many latents it has seen."""
+
+    def counting(plain: object) -> object:
+        def scored(
+            params: jax.Array, key: jax.Array, latents: jax.Array, memory: jax.Array
+        ) -> object:
+            return *plain(params, key, latents), memory + len(latents)
+
+        return plain and scored
+
+    remembering = dataclasses.replace(
+        search,
+        score=counting(search.score),
+        score_with_jacobian=counting(search.score_with_jacobian),
+        init_memory=lambda params: jnp.int32(0),
+    )
+    state, plain = begin(remembering), begin(search)
+    assert plain.memory is None
+    assert int(state.memory) == SAMPLES
+    state, _ = run_jitted(remembering, jnp.ones(D), state, 4)
+    assert int(state.memory) == SAMPLES + 4 * search.evaluations_per_generation
+    plain, _ = run_jitted(search, jnp.ones(D), plain, 4)
+    assert_equal(state.elites, plain.elites)
+
+
 def test_emitters_start_at_the_best_samples() -> None:
     search, state = toy(), begin(toy())
     latents = jax.random.normal(jax.random.split(jax.random.key(0))[1], (SAMPLES, D))
