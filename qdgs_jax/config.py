@@ -20,6 +20,14 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[float, float]
 LatentSpace = Literal["auto", "z", "w", "w+"]
 
+NOTICES = {
+    "faces": "This makes images of faces. They depict nobody, yet may resemble people of the "
+    "generator's training data. Prompts about people measure the encoder's stereotypes, not traits "
+    "of anybody: balanced means balanced under this encoder alone. Those who made FFHQ and CLIP ask "
+    "not to use them for recognising faces; do not use these images for it either."
+}
+"""What to know before a search, by its name in `notice`."""
+
 T = TypeVar("T")
 
 
@@ -69,12 +77,14 @@ class EncoderConfig:
 
 @_checked
 class ObjectiveConfig:
-    """Quality in words. Several texts in one prompt are separated by `|`."""
+    """Quality, in words or without. Several texts in one prompt are separated by `|`."""
 
-    positive: str
-    """What a good image shows."""
-    negative: str
+    positive: str = ""
+    """What a good image shows; no prompts will do where `typicality` or `regularisation` is set."""
+    negative: str = ""
     """What a bad image shows."""
+    typicality: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Weight of how much less typical of the generator an image is than a random one; 0: any."""
     regularisation: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Weight of the squared distance of latents to a ball around the origin; 0: no bounds."""
     radius: Positive = 0.5
@@ -212,6 +222,8 @@ class Config:
     objective: ObjectiveConfig
     measures: tuple[MeasureConfig, ...]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    notice: Literal["", "faces"] = ""
+    """Of NOTICES, what has to be acknowledged before the search, and stands in its datasets."""
     generator: GeneratorConfig = GeneratorConfig()
     encoder: EncoderConfig = EncoderConfig()
     search: SearchConfig = SearchConfig()
@@ -219,8 +231,15 @@ class Config:
     export: ExportConfig = ExportConfig()
 
     def __post_init__(self) -> None:
-        _require_text("objective", "positive", self.objective.positive)
-        _require_text("objective", "negative", self.objective.negative)
+        objective = self.objective
+        wordless = not (objective.positive or objective.negative)
+        if not (wordless and (objective.typicality or objective.regularisation)):
+            _require_text("objective", "positive", objective.positive)
+            _require_text("objective", "negative", objective.negative)
+        if wordless and objective.uniqueness:
+            raise ValueError(
+                "objective.uniqueness compares embeddings: give prompts too, or leave it out"
+            )
         names = [measure.name for measure in self.measures]
         if not names:
             raise ValueError("no measures: add at least one [[measures]] table")
@@ -246,6 +265,11 @@ class Config:
                 f"run.checkpoint_every ({self.run.checkpoint_every}) must be a multiple of "
                 f"run.log_every ({self.run.log_every})"
             )
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether there is anything that an encoder has to read."""
+        return bool(self.objective.positive) or not all(m.function for m in self.measures)
 
 
 @_checked

@@ -311,6 +311,7 @@ def _table(
     models = {
         role: f"{header[role]['name']}@{header[role]['sha256'][:12]}"
         for role in ("generator", "encoder")
+        if header[role]
     }
     return ImageTable(
         labels=tuple(labels),

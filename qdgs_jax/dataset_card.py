@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from qdgs_jax import generators
+from qdgs_jax.config import NOTICES
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
@@ -22,10 +23,10 @@ size_categories:
 
 Every image was made by a generative model; none is a photograph or a drawing of anything real.
 Each PNG says so itself (XMP `DigitalSourceType`: `trainedAlgorithmicMedia`).
-
+{notice}
 * method: {method}, seed {seed}
 * generator: {generator} (SHA-256 `{generator_sha256}`)
-* encoder: {encoder} (SHA-256 `{encoder_sha256}`), precision `{precision}`
+* encoder: {encoder}
 * made by: {made_by}
 
 ## Balance
@@ -44,20 +45,23 @@ Asked for {asked} images, got {got}.{shortfall}
 class folders, `latent_row` is {latent_row}.
 
 {measures}
-* `objective`: 100 - 50 (d(image, "{positive}") - d(image, "{negative}")); higher is better
-
-d is the angle, in radians, between the encoder's embeddings of an image and of a text; of several
-texts, separated by `|`, the sum.
+* `objective`: 100 - 50 ({loss}); higher is better
+{distance}
 
 ## What it is not
 
-* Measures and labels are the encoder's reading of the images, not annotations: they carry its
-  stereotypes and its mistakes. Nobody has looked at the images.
-* Balanced means balanced under this encoder in this grid. Nothing follows for traits that were not
+* Measures and labels are {reader} reading of the images, not annotations, with stereotypes and
+  mistakes of its own. Nobody has looked at the images.
+* Balanced means balanced in these measures in this grid. Nothing follows for traits that were not
   measured, nor for how people would sort the images.
 * Quality and variety end where the generator's do, and its training data may show through.
 * Where images show people: they depict nobody, yet may resemble somebody of the training data. The
   set is not meant for developing or judging the recognition of faces.
+"""
+
+DISTANCE = """
+d is the angle, in radians, between the encoder's embeddings of an image and of a text; of several
+texts, separated by `|`, the sum.
 """
 
 
@@ -75,11 +79,15 @@ def card(header: dict[str, Any], balance: dict[str, Any]) -> str:
     return CARD.format(
         license="cc0-1.0" if free else "other\nlicense_name: that-of-the-generator",
         size=next((name for end, name in SIZES if balance["got"] < end), "1M<n<10M"),
+        notice=f"\n{NOTICES[config['notice']]}\n" if config["notice"] else "",
         generator=generator["name"],
         generator_sha256=generator["sha256"],
-        encoder=encoder["name"],
-        encoder_sha256=encoder["sha256"],
-        precision=header["precision"],
+        encoder=(
+            f"{encoder['name']} (SHA-256 `{encoder['sha256']}`), precision `{header['precision']}`"
+            if encoder
+            else "none"
+        ),
+        reader="the encoder's" if encoder else "plain functions'",
         method=header["method"],
         seed=header["seed"],
         made_by=header["made_by"],
@@ -95,9 +103,20 @@ def card(header: dict[str, Any], balance: dict[str, Any]) -> str:
             else "the number of the random latent"
         ),
         measures="\n".join(_measures(config)),
-        positive=config["objective"]["positive"],
-        negative=config["objective"]["negative"],
+        loss=" + ".join(_losses(config["objective"])),
+        distance=DISTANCE if encoder else "",
     )
+
+
+def _losses(objective: dict[str, Any]) -> Iterator[str]:
+    if objective["positive"]:
+        yield f'd(image, "{objective["positive"]}") - d(image, "{objective["negative"]}")'
+    if weight := objective["regularisation"]:
+        yield f"{weight:g} x the squared distance of the latent to a ball around the origin"
+    if weight := objective["uniqueness"]:
+        yield f"{weight:g} x how little the image differs from good ones the search saw before"
+    if weight := objective["typicality"]:
+        yield f"{weight:g} x how much less typical of the generator the image is than random ones"
 
 
 def _bins(balance: dict[str, Any]) -> Iterator[str]:

@@ -24,19 +24,24 @@ class PromptPair(struct.PyTreeNode):
 class PromptEmbeddings(struct.PyTreeNode):
     """All prompts of a config; an argument of the score, as weights are."""
 
-    objective: PromptPair
+    objective: PromptPair | None  # None where no prompt says what is good
     measures: tuple[PromptPair | None, ...]  # None where a measure is a function of the image
 
 
-def embed_prompts(config: Config, encoder: Encoder, encoder_params: Params) -> PromptEmbeddings:
-    """Embeds each text of the config's prompts once, to unit norm.
+def embed_prompts(
+    config: Config, encoder: Encoder | None, encoder_params: Params
+) -> PromptEmbeddings:
+    """Embeds each text of the config's prompts once, to unit norm; None needs no encoder.
 
     Warns with `UnknownWordsWarning` about words outside the encoder's vocabulary.
 
     Raises:
         ConfigError: a text is longer than the encoder can read.
     """
-    pairs = [(config.objective.positive, config.objective.negative)]
+    if encoder is None:
+        return PromptEmbeddings(None, (None,) * len(config.measures))
+    objective = config.objective
+    pairs = [(objective.positive, objective.negative)] if objective.positive else []
     pairs += [(measure.low, measure.high) for measure in config.measures if not measure.function]
     texts = list(
         dict.fromkeys(text for pair in pairs for prompt in pair for text in _texts(prompt))
@@ -49,7 +54,11 @@ def embed_prompts(config: Config, encoder: Encoder, encoder_params: Params) -> P
         return embeddings[jnp.array([rows[text] for text in _texts(prompt)])]
 
     return PromptEmbeddings(
-        objective=PromptPair(embed(config.objective.positive), embed(config.objective.negative)),
+        objective=(
+            PromptPair(embed(objective.positive), embed(objective.negative))
+            if objective.positive
+            else None
+        ),
         measures=tuple(
             None if measure.function else PromptPair(embed(measure.low), embed(measure.high))
             for measure in config.measures

@@ -30,7 +30,7 @@ import orbax.checkpoint as ocp
 import safetensors
 import safetensors.numpy
 
-from qdgs_jax import encoders, figures, files, generators, search
+from qdgs_jax import encoders, figures, files, generators, search, typicality
 from qdgs_jax.archive import GridArchive
 from qdgs_jax.config import Config, MeasureConfig, load_config, save_config
 from qdgs_jax.encoders import Encoder
@@ -54,7 +54,8 @@ class Problem:
 
     config: Config
     generator: Generator
-    encoder: Encoder
+    encoder: Encoder | None
+    """None where no prompt needs one."""
     params: Params
     score: Score
     search: Search
@@ -99,11 +100,15 @@ def load_problem(config: Config) -> Problem:
             f"search.emitters ({options.emitters}): raise it."
         )
     generator, generator_params = generators.load(**dataclasses.asdict(config.generator))
-    encoder, encoder_params = encoders.load(
-        config.encoder.model, precision=config.encoder.precision
-    )
+    encoder, encoder_params = None, None
+    if config.has_prompts:
+        encoder, encoder_params = encoders.load(
+            config.encoder.model, precision=config.encoder.precision
+        )
     prompts = embed_prompts(config, encoder, encoder_params)
     params = {"generator": generator_params, "encoder": encoder_params, "prompts": prompts}
+    if config.objective.typicality:
+        params["typical"] = typicality.fit(generator, generator_params)
     score = make_score(config, generator, encoder)
     config = _resolve_ranges(config, generator, score, params)
     lower, upper = zip(*(measure.ends for measure in config.measures), strict=True)
@@ -165,11 +170,11 @@ def load_run(path: Path) -> Run:
     return Run(load_config(path / "config.toml"), elites, summary)
 
 
-def provenance(generator: Generator, encoder: Encoder, config: Config) -> dict[str, Any]:
+def provenance(generator: Generator, encoder: Encoder | None, config: Config) -> dict[str, Any]:
     """What made a result: models, versions, device, precision."""
     return {
         "generator": {"name": generator.name, "sha256": generator.sha256},
-        "encoder": {"name": encoder.name, "sha256": encoder.sha256},
+        "encoder": encoder and {"name": encoder.name, "sha256": encoder.sha256},
         "precision": config.encoder.precision,
         "seed": config.seed,
         **environment(),
@@ -241,7 +246,7 @@ def _claim_folder(out: Path, problem: Problem) -> None:
             )
         before = json.loads((out / "provenance.json").read_text())
         for model in ("generator", "encoder"):
-            if before[model]["sha256"] != found[model]["sha256"]:
+            if found[model] and before[model]["sha256"] != found[model]["sha256"]:
                 raise ConfigError(
                     f"{out} began with other weights of the {model} {found[model]['name']}: "
                     "bring those back, or choose another --out."

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from qdgs_jax import image_measures
+from qdgs_jax import image_measures, typicality
 from qdgs_jax.config import Config
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.generators import Generator
@@ -128,8 +128,9 @@ def remember(memory: Memory, key: Key, embeddings: Embeddings, objective: Object
 class Score:
     """score(params, key, latents [N, D]) -> (objective [N], measures [N, M]).
 
-    `params` is a dict of the weights "generator" and "encoder" and of "prompts"
-    (`qdgs_jax.prompts.PromptEmbeddings`). Each latent's crop depends on the key and on its place
+    `params` is a dict of the weights "generator" and "encoder", of "prompts"
+    (`qdgs_jax.prompts.PromptEmbeddings`) and, where the objective has typicality, of "typical"
+    (`qdgs_jax.typicality.Typical`). Each latent's crop depends on the key and on its place
     in the batch alone, so that `chunk_size` changes memory and nothing else.
 
     An objective with uniqueness can be given what it remembers, and then gives back what it
@@ -157,12 +158,13 @@ class Score:
         return _and_memory(memory, key, embeddings, values[:, 0], values[:, 1:])
 
 
-def make_score(config: Config, generator: Generator, encoder: Encoder) -> Score:
+def make_score(config: Config, generator: Generator, encoder: Encoder | None) -> Score:
     """The score of a config: f = 100 - 50 L, and one measure for each of `config.measures`.
 
-    L = L_p + w (max(||latent||, r) - r)^2 + v (1 - u): the prompt loss, what keeps latents near a
-    ball, and what drives images away from good ones seen lately (Chang et al. 2024). The ball's
-    radius r is a multiple of the mean norm of 10,000 random latents.
+    L = L_p + w (max(||latent||, r) - r)^2 + v (1 - u) + t e: the prompt loss, what keeps latents
+    near a ball, what drives images away from good ones seen lately (all Chang et al. 2024), and
+    what keeps images typical of the generator. The ball's radius r is a multiple of the mean norm
+    of 10,000 random latents. Without prompts there is no L_p, and no encoder.
 
     The reference renders and crops anew for the objective and for each measure; here all of them
     see one image and one crop: cheaper, and less noisy. Functions of the image read it whole.
@@ -187,14 +189,19 @@ def make_score(config: Config, generator: Generator, encoder: Encoder) -> Score:
         params: Params, keys: Key, latents: Latents, memory: Memory | None
     ) -> tuple[Array, Embeddings]:
         images = render(params["generator"], latents)
-        cutouts = cutout(keys, images, encoder.image_size, random=config.encoder.random_crops)
-        embeddings = encoder.embed_images(params["encoder"], cutouts)
-        prompts = params["prompts"]
-        loss = prompt_difference(embeddings, prompts.objective)
+        prompts, loss = params["prompts"], jnp.zeros(len(images))
+        embeddings = jnp.zeros((len(images), 0))
+        if encoder:
+            cutouts = cutout(keys, images, encoder.image_size, random=config.encoder.random_crops)
+            embeddings = encoder.embed_images(params["encoder"], cutouts)
+        if prompts.objective:
+            loss += prompt_difference(embeddings, prompts.objective)
         if pull:
             loss += pull * distance_to_ball(latents, radius) ** 2
         if memory is not None:
             loss += push * (1 - uniqueness(memory, embeddings))
+        if typical := config.objective.typicality:
+            loss += typical * typicality.excess(params["typical"], images)
         measures = [
             function(images) if function else prompt_difference(embeddings, pair)
             for function, pair in zip(functions, prompts.measures, strict=True)

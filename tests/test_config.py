@@ -38,7 +38,7 @@ def test_saved_config_is_read_back(tmp_path: Path) -> None:
     [
         ({"sed": 1}, "unknown key 'sed' (did you mean 'seed'?)"),
         ({"search": {"generatons": 1}}, "unknown key 'search.generatons' (did you mean 'generatio"),
-        ({"objective": {"positive": "a"}}, "the key 'objective.negative' is missing"),
+        ({"objective": {"positive": "a"}}, "the negative prompt of objective is empty"),
         (
             {"objective": {"positive": "a", "negative": " "}},
             "the negative prompt of objective is e",
