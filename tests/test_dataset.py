@@ -20,13 +20,15 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from qdgs_jax import dataset, encoders, files, generators, image_folder
+from qdgs_jax import dataset, encoders, files, generators, image_folder, runs
 from qdgs_jax.config import (
+    NOTICES,
     BinConfig,
     Config,
     ExportConfig,
     MeasureConfig,
     ObjectiveConfig,
+    RunConfig,
     SearchConfig,
     save_config,
 )
@@ -322,6 +324,38 @@ def test_the_card_is_filled(run, tmp_path):
     assert "| left | low | 6 | 6 | 6 |" in card
     assert 'd(image, "low x") - d(image, "high x")' in card
     assert "{" not in card
+
+
+def test_no_encoder_is_loaded_or_named_without_prompts(tmp_path, monkeypatch):
+    monkeypatch.setattr(encoders, "load", lambda model, **_: pytest.fail("nobody needs it"))
+    config = Config(
+        objective=ObjectiveConfig(typicality=0.5),
+        measures=(MeasureConfig(name="light", function="brightness"),),
+        search=SearchConfig(
+            generations=2, emitters=2, batch_size=2, initial_samples=8, threshold_min=-1e6
+        ),
+        run=RunConfig(log_every=1, checkpoint_every=2),
+    )
+    assert runs.sample(config, tmp_path / "run")["encoder"] is None
+    runs.sample(config, tmp_path / "run", resume=True)
+    dataset.export(tmp_path / "run", tmp_path / "out", count=3)
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["encoder"] is None
+    assert all("encoder" not in record for record in records(tmp_path / "out"))
+    card = (tmp_path / "out/README.md").read_text()
+    assert "* encoder: none\n" in card
+    assert "100 - 50 (0.5 x how much less typical of the generator" in card
+    assert "d is the angle" not in card
+
+
+def test_the_card_repeats_the_notice_and_the_whole_objective(tmp_path):
+    config = make_config(LEFT, RIGHT)
+    objective = dataclasses.replace(config.objective, regularisation=0.5, uniqueness=0.2)
+    config = dataclasses.replace(config, notice="faces", objective=objective)
+    dataset.export(write_run(tmp_path / "run", config), tmp_path / "out", count=2)
+    card = (tmp_path / "out/README.md").read_text()
+    assert f"\n\n{NOTICES['faces']}\n\n" in card
+    assert '"no red") + 0.5 x the squared distance' in card
+    assert "+ 0.2 x how little the image differs" in card
 
 
 def test_big_classes_are_divided(run, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Prompts in words -> embeddings."""
 
+import dataclasses
 import warnings
 
 import jax.numpy as jnp
@@ -54,6 +55,27 @@ def test_each_text_is_embedded_once_in_its_place():
     assert light is None
     np.testing.assert_allclose(angle(hue.near), [7], rtol=1e-5)
     np.testing.assert_allclose(angle(hue.far), [8], rtol=1e-5)
+
+
+def test_without_prompts_there_is_nothing_to_embed():
+    config = Config(
+        objective=ObjectiveConfig(regularisation=1.0),
+        measures=(MeasureConfig(name="light", function="brightness"),),
+    )
+    assert not config.has_prompts
+    prompts = embed_prompts(config, None, None)
+    assert (prompts.objective, prompts.measures) == (None, (None,))
+
+
+def test_measures_can_have_prompts_where_the_objective_has_none():
+    config = make_config("a")
+    config = dataclasses.replace(config, objective=ObjectiveConfig(typicality=1.0))
+    assert config.has_prompts
+    calls = []
+    prompts = embed_prompts(config, fake_encoder(calls), 0.1)
+    assert calls == [["a red shape", "a blue shape"]]
+    assert prompts.objective is None
+    assert prompts.measures[1] is not None
 
 
 def test_unknown_words_are_named_once():

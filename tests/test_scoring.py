@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qdgs_jax import encoders, generators, scoring
+from qdgs_jax import encoders, generators, scoring, typicality
 from qdgs_jax.config import Config, MeasureConfig, ObjectiveConfig, SearchConfig
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.generators import Generator
@@ -263,6 +263,32 @@ def test_rendering_again_for_the_gradients_changes_nothing():
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
     programs = [str(jax.make_jaxpr(f)(params, key, latents)) for f in jacobians]
     assert ["remat" in program for program in programs] == [False, True]
+
+
+def test_an_objective_without_prompts_follows_the_formula():
+    config = dataclasses.replace(
+        make_config(BRIGHTNESS),
+        objective=ObjectiveConfig(typicality=0.5, regularisation=2.0, radius=0.8),
+    )
+    params = make_params(config)
+    params = {
+        "generator": params["generator"],
+        "prompts": PromptEmbeddings(None, (None,)),
+        "typical": typicality.fit(GENERATOR, params["generator"]),
+    }
+    latents = 2 * normal(7, 6, LATENT)
+    score = scoring.make_score(config, GENERATOR, None)
+    objective, measures, jacobian = jax.jit(scoring.with_jacobian(score))(
+        params, jax.random.key(8), latents
+    )
+    images = render(params["generator"], latents)
+    excess = typicality.excess(params["typical"], images)
+    assert (excess > 0).any()
+    radius = 0.8 * np.linalg.norm(normal(0, 10_000, LATENT), axis=1).mean()
+    outside = np.maximum(np.linalg.norm(latents, axis=1), radius) - radius
+    np.testing.assert_allclose(objective, 100 - 50 * (0.5 * excess + 2 * outside**2), rtol=1e-3)
+    np.testing.assert_allclose(measures[:, 0], brightness(images), rtol=1e-6)
+    assert np.isfinite(jacobian).all()
 
 
 def test_cutout_takes_old_style_keys_and_has_gradients():
