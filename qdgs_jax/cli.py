@@ -15,6 +15,7 @@ from tqdm import tqdm
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from qdgs_jax.config import (
+    NOTICES,
     Config,
     MeasureConfig,
     ObjectiveConfig,
@@ -78,6 +79,7 @@ def sample(
     overrides: Overrides,
     out: Path | None = None,
     resume: bool = False,
+    acknowledge_notice: bool = False,
 ) -> None:
     """Search a generator's latents, into a run folder.
 
@@ -85,7 +87,9 @@ def sample(
         config: TOML file; each of its values can be overridden by an option.
         out: run folder; runs/NAME-OF-THE-CONFIG if not given.
         resume: go on from the last checkpoint of the run folder.
+        acknowledge_notice: go on where the config has a notice.
     """
+    _require_acknowledged(overrides, acknowledge_notice)
     from qdgs_jax import runs  # jax is slow to import: only when there is work
     from qdgs_jax.emitters.cma_es import single_threaded_blas
 
@@ -130,6 +134,7 @@ def baseline(
     *,
     overrides: Overrides,
     count: int | None = None,
+    acknowledge_notice: bool = False,
 ) -> None:
     """Render plain random samples in the layout of `qdgs export`, for comparison.
 
@@ -137,7 +142,9 @@ def baseline(
         config: TOML file; each of its values can be overridden by an option.
         out: folder of the dataset.
         count: images; the config's export.count if not given.
+        acknowledge_notice: go on where the config has a notice.
     """
+    _require_acknowledged(overrides, acknowledge_notice)
     from qdgs_jax import dataset
 
     del config  # read into the overrides' defaults
@@ -227,6 +234,12 @@ def convert(
 
         stylegan2.convert(source, out)
     _tell({"model": str(out)}, "Written to {model}")
+
+
+def _require_acknowledged(config: Config, acknowledged: bool) -> None:
+    """Tells the config's notice, if it has one, to those who have not read it yet."""
+    if config.notice and not acknowledged:
+        raise ConfigError(f"{NOTICES[config.notice]} Go on with --acknowledge-notice.")
 
 
 def _named_config(arguments: list[str]) -> Config:

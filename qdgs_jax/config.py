@@ -21,10 +21,10 @@ Interval = tuple[float, float]
 LatentSpace = Literal["auto", "z", "w", "w+"]
 
 NOTICES = {
-    "faces": "This makes images of faces. They depict nobody, yet may resemble people of the "
-    "generator's training data. Prompts about people measure the encoder's stereotypes, not traits "
-    "of anybody: balanced means balanced under this encoder alone. Those who made FFHQ and CLIP ask "
-    "not to use them for recognising faces; do not use these images for it either."
+    "faces": "Images of faces: they depict nobody, yet may resemble people of the generator's "
+    "training data. Prompts about people measure the encoder's stereotypes, not traits of anybody, "
+    "and balanced means balanced under this encoder alone. The makers of FFHQ and of CLIP exclude "
+    "the recognition of faces from their use: leave it out for these images, too."
 }
 """What to know before a search, by its name in `notice`."""
 

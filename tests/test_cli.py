@@ -16,6 +16,7 @@ from PIL import Image
 from qdgs_jax.cli import run_command
 
 CONFIG = str(Path(__file__).parents[1] / "configs/shapes.toml")
+FACES = str(Path(__file__).parents[1] / "configs/faces_paper.toml")
 SMALL = [
     "--search.generations", "8", "--search.emitters", "2", "--search.batch-size", "3",
     "--search.initial-samples", "64", "--run.log-every", "2", "--run.checkpoint-every", "2",
@@ -84,6 +85,22 @@ def test_killed_run_resumes_bit_for_bit(run: Path, tmp_path: Path) -> None:
     assert run_command([*command[3:], "--resume"]) == 0
     assert (out / "archive.safetensors").read_bytes() == (run / "archive.safetensors").read_bytes()
     assert generations_of(out) == generations_of(run)
+
+
+@pytest.mark.parametrize("command", [["sample"], ["baseline"]])
+def test_a_notice_is_shown_until_it_is_acknowledged(
+    command: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [*command, FACES, *(["out"] if command == ["baseline"] else [])]
+    assert run_command(arguments) == 2
+    assert "Images of faces" in (message := told(capsys))
+    assert message.endswith("Go on with --acknowledge-notice.\n")
+    assert run_command([*arguments, "--acknowledge-notice"]) == 2
+    assert "no generator 'ffhq256.pkl'" in told(capsys)
 
 
 def test_pretrain_knows_both_models(capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,6 +79,19 @@ def test_mistakes_are_told_in_one_sentence(change: dict[str, Any], sentence: str
     assert message.endswith(".")
 
 
+def test_the_papers_faces() -> None:
+    config = load_config(CONFIGS / "faces_paper.toml")
+    assert [measure.cells for measure in config.measures] == [50, 25, 5, 25]
+    assert {measure.range for measure in config.measures} == {(-0.1, 0.1)}
+    objective, search = config.objective, config.search
+    assert (objective.regularisation, objective.radius, objective.uniqueness) == (0.5, 0.5, 0.2)
+    assert (search.generations, search.emitters, search.batch_size) == (60_000, 1, 3)
+    assert (search.sigma0, search.step_size, search.optimizer) == (0.5, 0.5, "adam")
+    assert config.generator.latent_space == "w+"
+    assert len(config.export.bins) == 9
+    assert config.notice == "faces"
+
+
 def test_mistakes_in_code_are_config_errors_as_well() -> None:
     with pytest.raises(ConfigError, match="SearchConfig: 'batch_size'"):
         SearchConfig(batch_size=1)

@@ -12,16 +12,19 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
 from qdgs_jax import encoders, files, generators, runs, search
-from qdgs_jax.config import Config, parse_config
+from qdgs_jax.config import Config, GeneratorConfig, parse_config
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.errors import ConfigError, QDGSError
 from qdgs_jax.generators import Generator
+from qdgs_jax.models import stylegan2
 
 SIDE = 4
+load_generator = generators.load  # the real one
 
 
 def toy_images(params: jax.Array, latents: jax.Array) -> jax.Array:
@@ -176,6 +179,37 @@ def test_a_signal_stops_at_a_checkpoint_and_resuming_changes_nothing(
     assert archive_of(tmp_path / "whole") == archive_of(tmp_path / "parts")
     with open(tmp_path / "parts/metrics.csv", newline="") as file:
         assert [row["generation"] for row in csv.DictReader(file)] == ["2", "4", "6", "8"]
+
+
+def test_styles_are_searched_with_a_memory_that_a_checkpoint_keeps(
+    tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generators, "load", load_generator)
+    network = stylegan2.StyleGAN2Config(
+        latent_size=5, style_size=6, mapping_sizes=(6,), channels=(8,)
+    )
+    stylegan2.save(tmp_path / "model", network, stylegan2.init(network, jax.random.key(0)))
+    objective = dataclasses.replace(config.objective, regularisation=0.5, uniqueness=0.2)
+    config = dataclasses.replace(
+        config, generator=GeneratorConfig(str(tmp_path / "model")), objective=objective
+    )
+    runs.sample(config, tmp_path / "whole")
+    assert runs.load_run(tmp_path / "whole").elites.latents.shape[1] == 6 * 2
+
+    def stop(row: runs.Row) -> None:
+        if row["generation"] == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(QDGSError, match="Stopped at generation 4 of 8"):
+        runs.sample(config, tmp_path / "parts", report=stop)
+    runs.sample(config, tmp_path / "parts", resume=True)
+    assert archive_of(tmp_path / "whole") == archive_of(tmp_path / "parts")
+    memories = []
+    for name in ("whole", "parts"):
+        with ocp.CheckpointManager(tmp_path / name / "checkpoints") as checkpoints:
+            memories.append(checkpoints.restore(8, args=ocp.args.StandardRestore())["memory"])
+    assert memories[0]["count"] > 2
+    np.testing.assert_array_equal(memories[0]["embeddings"], memories[1]["embeddings"])
 
 
 def test_a_crash_between_checkpoints_loses_only_what_came_after(
