@@ -27,7 +27,7 @@ SRGB_TO_XYZ = np.array(
 
 def brightness(images: Images) -> Array:
     """Mean luma (Rec. 601), from 0 (black) to 1 (white)."""
-    return jnp.mean(images, axis=(1, 2)) @ LUMA
+    return jnp.sum(jnp.mean(images, axis=(1, 2)) * LUMA, axis=-1)
 
 
 def warmth(images: Images) -> Array:
@@ -48,8 +48,8 @@ def skin_tone(images: Images) -> Array:
     of single dark pixels say little. Where light turns skin bluish, b* < 0, the angle goes on
     beyond +-90 rather than jump.
 
-    Skin is taken for the commonest reddish and yellowish colour of an ellipse in the middle:
-    that leaves out hair, glasses, mouths and highlights as far as their colour differs.
+    Skin is taken to be the commonest reddish and yellowish colour of an ellipse in the middle: that
+    leaves out hair, glasses, mouths and highlights as far as their colour differs.
     """
     lab = srgb_to_lab(images)
     lightness, _, b = jnp.moveaxis(_mean(lab, _skin(lab)), -1, 0)
@@ -60,7 +60,7 @@ def skin_tone(images: Images) -> Array:
 def background_brightness(images: Images) -> Array:
     """Mean luma (Rec. 601) around a face in the middle, from 0 (black) to 1 (white)."""
     around = jax.nn.log_sigmoid(-_ellipse(*images.shape[1:3], centre=0.5, height=1.0, width=0.84))
-    return _mean(images, around) @ LUMA
+    return jnp.sum(_mean(images, around) * LUMA, axis=-1)
 
 
 def srgb_to_lab(images: Images) -> Array:

@@ -31,7 +31,9 @@ class PromptEmbeddings(struct.PyTreeNode):
 def embed_prompts(
     config: Config, encoder: Encoder | None, encoder_params: Params
 ) -> PromptEmbeddings:
-    """Embeds each text of the config's prompts once, to unit norm; None needs no encoder.
+    """Embeds each text of the config's prompts once, to unit norm.
+
+    A config without prompts needs no encoder, and has nothing embedded.
 
     Warns with `UnknownWordsWarning` about words outside the encoder's vocabulary.
 
