@@ -174,7 +174,8 @@ class SearchConfig:
     chunk_size: Count = 64
     """Latents rendered and embedded at once; bounds memory."""
     rematerialise: bool = False
-    """Whether images are rendered again for their gradients: less memory, and slower."""
+    """Whether images are rendered again for their gradients, so that activations need not be kept
+    meanwhile; for accelerators that are short of memory, since on CPU it saves none."""
 
 
 @_checked
