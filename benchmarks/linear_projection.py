@@ -5,9 +5,7 @@ Question: normalised QD score and coverage on the field's standard tasks, as in 
 Method: the papers' settings. Linear projection of n dimensions to two measures (sphere, Rastrigin,
     plateau), and the n-link planar arm; a 100 x 100 grid; all emitters start at the origin. The
     QD score is the sum of the elites' objectives over the number of cells, in percent of the best
-    objective. Compilation is timed apart from the run. `--one-by-one` offers a generation's latents
-    to the archive one after the other, each judged against what the last left, as the code behind
-    the published figures does; the search itself offers them all at once, as pyribs does.
+    objective. Compilation is timed apart from the run.
 Command: python benchmarks/linear_projection.py --task sphere --algorithm cma_mae --seeds 5
     python benchmarks/linear_projection.py --bars --json benchmarks/results/linear_projection.json
     (all of README.md's table; `--only` takes a part of it. Figures of other settings that the file
@@ -33,7 +31,7 @@ from qdgs_jax.archive import GridArchive
 from qdgs_jax.config import SearchConfig
 from qdgs_jax.emitters.cma_es import single_threaded_blas
 from qdgs_jax.emitters.jacobian import with_jacobian
-from qdgs_jax.search import Metrics, Search, SearchState
+from qdgs_jax.search import Search
 from qdgs_jax.typing import Array, Key, Latents, Measures, Objective, Params
 
 LIMIT = 5.12  # of the linear projection's box
@@ -57,7 +55,6 @@ class Setting:
     selection: str = "auto"
     restart: str = "auto"
     strategy: str = "cma_es"
-    one_by_one: bool = False
     published: tuple[float, float] | None = None
     """Normalised QD score and coverage, in percent."""
 
@@ -131,29 +128,6 @@ def arm(params: Params, key: Key, latents: Latents) -> tuple[Objective, Measures
 TASKS = {"sphere": sphere, "rastrigin": rastrigin, "plateau": plateau, "arm": arm}
 
 
-def run_one_by_one(
-    search: Search, params: Params, state: SearchState, generations: int
-) -> tuple[SearchState, Metrics]:
-    """`searches.run`, but for the order of insertion; for emitters without gradients."""
-
-    def offer(state: SearchState, scored: Any) -> tuple[SearchState, Any]:
-        state, insertion = searches.add(search, state, *(field[None] for field in scored))
-        return state, jax.tree.map(lambda field: field[0], insertion)
-
-    def step(state: SearchState, _: None) -> tuple[SearchState, None]:
-        ask_key, score_key, tell_key = jax.random.split(
-            jax.random.fold_in(state.key, state.generation), 3
-        )
-        emitter, asked = search.emitter.ask(state.emitter, state.teacher, ask_key)
-        scored = (asked.latents, *search.score(params, score_key, asked.latents))
-        state, insertion = jax.lax.scan(offer, state, scored)
-        emitter = search.emitter.tell(emitter, state.teacher, tell_key, asked, insertion)
-        return state.replace(emitter=emitter, generation=state.generation + 1), None
-
-    state, _ = jax.lax.scan(step, state, length=generations)
-    return state, searches.metrics(state)
-
-
 def measure(setting: Setting, seeds: int) -> dict[str, Any]:
     """Runs a setting with `seeds` seeds, one program for all of them."""
     search = setting.search
@@ -161,9 +135,8 @@ def measure(setting: Setting, seeds: int) -> dict[str, Any]:
     began = time.perf_counter()
     init = jax.jit(searches.init, static_argnums=0)
     state = init(search, None, jax.random.key(0), origin)
-    run = run_one_by_one if setting.one_by_one else searches.run
-    jitted = jax.jit(run, static_argnums=(0, 3), donate_argnums=2)
-    program = jitted.lower(search, None, state, setting.steps).compile()
+    run = jax.jit(searches.run, static_argnums=(0, 3), donate_argnums=2)
+    program = run.lower(search, None, state, setting.steps).compile()
     seconds_compile = time.perf_counter() - began
 
     rows = []
@@ -199,11 +172,9 @@ def bars() -> Iterator[tuple[str, Setting]]:
     for algorithm, scores in published.items():
         for task, score in zip(TASKS, scores, strict=True):
             sigma0 = 0.1 if task == "arm" else 0.5
-            setting = Setting(task, algorithm, sigma0=sigma0, published=score)
-            if algorithm == "cma_me":  # the paper's restarts and selects like its CMA-MAE
-                setting = replace(setting, selection="mu", restart="basic")
-                yield "cma_me_one_by_one", replace(setting, one_by_one=True)
-            yield algorithm, setting
+            # The paper's CMA-ME restarts and selects like its CMA-MAE.
+            rules = {"selection": "mu", "restart": "basic"} if algorithm == "cma_me" else {}
+            yield algorithm, Setting(task, algorithm, sigma0=sigma0, published=score, **rules)
     mega = Setting(algorithm="cma_mega", dims=1000, emitters=1, sigma0=10.0)
     for task, score in zip(TASKS, [(75.29, 100), (62.54, 100), None, (74.18, 74.18)], strict=True):
         if score:
@@ -234,7 +205,6 @@ def main() -> None:
     parser.add_argument("--selection", default="auto")
     parser.add_argument("--restart", default="auto")
     parser.add_argument("--strategy", default="cma_es")
-    parser.add_argument("--one-by-one", action="store_true", help="insertion; see the header")
     parser.add_argument("--bars", action="store_true", help="all settings of README.md's table")
     parser.add_argument("--only", nargs="*", help="with --bars: parts, e.g. cma_mae alpha")
     parser.add_argument("--json", type=Path, help="where to put all figures")
@@ -250,7 +220,6 @@ def main() -> None:
         mean = result["mean"]
         print(
             f"{setting.algorithm:16} {setting.task:9} alpha {setting.alpha:<5} "
-            f"{'one by one, ' if setting.one_by_one else ''}"
             f"QD score {mean['qd_score_normalised']:6.2f}, coverage {mean['coverage']:6.2f} %; "
             f"published {setting.published}; run {mean['seconds']:.1f} s, "
             f"compilation {result['seconds_compile']:.1f} s",

@@ -13,14 +13,15 @@ from qdgs_jax.typing import Array, Images
 
 ImageMeasure = Callable[[Images], Array]  # [N, H, W, 3] -> [N]
 
-LUMA = np.array([0.299, 0.587, 0.114])
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """Rec. 601."""
 SRGB_TO_XYZ = np.array(
     [
         [0.412453, 0.357580, 0.180423],
         [0.212671, 0.715160, 0.072169],
         [0.019334, 0.119193, 0.950227],
-    ]
+    ],
+    np.float32,
 )
 """Linear RGB with Rec. 709 primaries and white D65; rows add up to white."""
 

@@ -208,8 +208,8 @@ def test_search_needs_bins_of_both_shapes(tmp_path: Path) -> None:
 
 
 def test_a_group_without_drawings_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="^Among 2 drawings to test on, none is a .*test_images"):
-        config = dataclasses.replace(TINY, test_images=2)
+    config = dataclasses.replace(TINY, test_images=2)
+    with pytest.raises(ConfigError, match=r"^Among 2 drawings to test on, none is a .*test_images"):
         repair.run_experiment(config, make_search(), tmp_path / "out")
 
 
