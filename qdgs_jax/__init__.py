@@ -3,17 +3,19 @@
 A frozen generator is sampled evenly over measures that its user names in words. The modules are the
 stages, in this order; each is useful alone:
 
-    config       what a run is
-    models       ports of generators and encoders, and safe readers of their checkpoints
-    generators   key -> latents;  latents -> images
-    encoders     images, text -> embeddings
-    prompts      prompt pairs -> prompt embeddings
-    scoring      latents -> objective and measures, with or without their Jacobian
-    archive      cells, and the best latent found for each
-    emitters     what to try next
-    search       init, step, run: the whole loop as pure functions
-    runs         a run's folder: metrics, checkpoints, pictures
-    dataset      a run's elites -> a balanced dataset on disk
-    classifier   images and labels -> a trained classifier -> how right it is about each group
-    repair       biased classifiers, before and after: the experiment, or anybody's folders
+    config          what a run is
+    models          ports of generators and encoders, and safe readers of their checkpoints
+    generators      key -> latents;  latents -> images
+    encoders        images, text -> embeddings
+    prompts         prompt pairs -> prompt embeddings
+    image_measures  what a measure can name in place of prompts
+    typicality      quality where no prompt describes it
+    scoring         latents -> objective and measures, with or without their Jacobian
+    archive         cells, and the best latent found for each
+    emitters        what to try next
+    search          init, step, run: the whole loop as pure functions
+    runs            a run's folder: metrics, checkpoints, pictures
+    dataset         a run's elites -> a balanced dataset on disk
+    classifier      images and labels -> a trained classifier -> how right it is about each group
+    repair          biased classifiers, before and after: the experiment, or anybody's folders
 """
