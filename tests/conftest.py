@@ -1,9 +1,19 @@
 """Fixtures shared by all tests."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_its_own() -> Iterator[None]:
+    """Drops what a module compiled: XLA maps memory for each program, and a process may map 65,530
+    times at most on Linux; beyond that the compiler crashes."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
