@@ -16,10 +16,10 @@ import optax
 from flax import struct
 
 from qdgs_jax.config import ClassifierConfig, TrainingConfig
+from qdgs_jax.pooled_convolution import in_parts, pooled_convolution
 from qdgs_jax.typing import Array, Images, Key, Params
 
-AT_ONCE = 8
-"""Images that a CPU works on together; the windows of more would leave its caches."""
+TESTED_AT_ONCE = 100  # images
 # Uniform in +-1 / sqrt(fan-in), as PyTorch begins.
 _INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -48,41 +48,31 @@ class Network(nn.Module):
 
     @nn.compact
     def __call__(self, images: Images) -> Array:
-        x = images
-        for i, features in enumerate(self.config.channels, start=1):
-            # ReLU commutes with the maximum, and has a quarter of the work after it.
-            x = nn.relu(_pool(Convolution(features, name=f"conv{i}")(x)))
-        x = nn.relu(
-            nn.Dense(self.config.hidden, kernel_init=_INIT, name="fc1")(x.reshape(len(x), -1))
-        )
+        channels = [images.shape[-1], *self.config.channels]
+        layers = [
+            Convolution(features, name=f"conv{i}")(channels[i - 1])
+            for i, features in enumerate(channels[1:], start=1)
+        ]
+
+        def convolve(x: Images) -> Array:
+            for kernel, bias in layers:
+                x = pooled_convolution(x, kernel, bias)
+            return x.reshape(len(x), -1)
+
+        x = in_parts(convolve, images)
+        x = nn.relu(nn.Dense(self.config.hidden, kernel_init=_INIT, name="fc1")(x))
         return nn.Dense(self.outputs, kernel_init=_INIT, name="fc2")(x)
 
 
 class Convolution(nn.Module):
-    """A 3 x 3 convolution of padding 1.
-
-    A product with windows: inside a `lax.scan` on CPU the gradients of XLA's own convolutions are
-    several times slower.
-    """
+    """The parameters of one."""
 
     features: int
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        height, width, channels = x.shape[1:]
+    def __call__(self, channels: int) -> tuple[Array, Array]:
         kernel = self.param("kernel", _INIT, (3, 3, channels, self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        windows = [x[:, a : a + height, b : b + width] for a in range(3) for b in range(3)]
-        return jnp.concatenate(windows, axis=-1) @ kernel.reshape(-1, self.features) + bias
-
-
-def _pool(x: Array) -> Array:
-    """The largest of each 2 x 2 block of x [N, H, W, C]; an odd last row or column is dropped."""
-    n, height, width, channels = x.shape
-    height, width = height // 2, width // 2
-    x = x[:, : 2 * height, : 2 * width].reshape(n, height, 2, width, 2, channels)
-    return x.max(axis=(2, 4))
+        return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
 
 
 def network(config: ClassifierConfig, classes: int) -> Network:
@@ -142,17 +132,17 @@ def predict(config: ClassifierConfig, params: Params, images: Array, *, classes:
     Returns:
         [S, N] int32.
     """
-    apply = network(config, classes).apply
 
-    def predict_one(params: Params, image: Array) -> Array:
-        outputs = apply(params, _as_floats(image[None]))[0]
-        return (outputs[0] > 0).astype(jnp.int32) if classes == 2 else outputs.argmax()
+    def predict_some(params: Params, rows: Array) -> Array:
+        outputs = network(config, classes).apply(params, _as_floats(images[rows]))
+        return (outputs[:, 0] > 0).astype(jnp.int32) if classes == 2 else outputs.argmax(axis=1)
 
-    def predict_all(params: Params) -> Array:
-        one = functools.partial(predict_one, params)
-        return jax.lax.map(one, images, batch_size=_at_once(min(100, len(images))))
-
-    return jax.vmap(predict_all)(params)
+    count = len(images)
+    size = min(TESTED_AT_ONCE, count)
+    rows = _fill(jnp.arange(count), math.ceil(count / size), size)
+    predict_one = jax.vmap(predict_some, in_axes=(0, None))
+    predicted = jax.lax.map(functools.partial(predict_one, params), rows)  # [blocks, S, size]
+    return predicted.swapaxes(0, 1).reshape(-1, rows.size)[:, :count]
 
 
 def _train_one(
@@ -166,28 +156,17 @@ def _train_one(
     count = len(data.labels)
     size = min(training.batch_size, count)
     batches = math.ceil(count / size)
-    part = _at_once(size)
-    parts = math.ceil(size / part)
 
     def step(state: TrainingState, batch: tuple[Array, Key]) -> tuple[TrainingState, Any]:
-        rows, turn_keys = batch  # [parts, part] and [parts]
-        learned = (rows >= 0).sum()
+        rows, turn_key = batch
+        chosen = Data(*(leaf[rows] for leaf in data))
+        images = _as_floats(rotate(turn_key, chosen.images, degrees=training.rotation))
+        weights = jnp.where(rows < 0, 0, chosen.weights) / (rows >= 0).sum()
 
-        def add_part(gradient: Params, some: tuple[Array, Key]) -> tuple[Params, Any]:
-            rows, turn_key = some
-            chosen = Data(*(leaf[rows] for leaf in data))
-            images = _as_floats(rotate(turn_key, chosen.images, degrees=training.rotation))
-            weights = jnp.where(rows < 0, 0, chosen.weights) / learned
+        def loss(params: Params) -> Array:
+            return (weights * _cross_entropy(network.apply(params, images), chosen.labels)).sum()
 
-            def loss(params: Params) -> Array:
-                return (
-                    weights * _cross_entropy(network.apply(params, images), chosen.labels)
-                ).sum()
-
-            return jax.tree.map(jnp.add, gradient, jax.grad(loss)(state.params)), None
-
-        zero = jax.tree.map(jnp.zeros_like, state.params)
-        gradient, _ = jax.lax.scan(add_part, zero, (rows, turn_keys))
+        gradient = jax.grad(loss)(state.params)
         updates, optimiser = _optimiser(training).update(gradient, state.optimiser, state.params)
         params = optax.apply_updates(state.params, updates)
         return state.replace(params=params, optimiser=optimiser), None
@@ -195,16 +174,10 @@ def _train_one(
     def epoch(_: Array, state: TrainingState) -> TrainingState:
         order_key, turn_key = jax.random.split(jax.random.fold_in(key, state.epoch))
         rows = _fill(jax.random.permutation(order_key, count), batches, size)
-        rows = jax.vmap(lambda batch: _fill(batch, parts, part))(rows)
-        turn_keys = jax.random.split(turn_key, (batches, parts))
-        state, _ = jax.lax.scan(step, state, (rows, turn_keys))
+        state, _ = jax.lax.scan(step, state, (rows, jax.random.split(turn_key, batches)))
         return state.replace(epoch=state.epoch + 1)
 
     return jax.lax.fori_loop(0, epochs, epoch, state)
-
-
-def _at_once(most: int) -> int:
-    return min(AT_ONCE, most) if jax.default_backend() == "cpu" else most
 
 
 def _fill(rows: Array, count: int, size: int) -> Array:

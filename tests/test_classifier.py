@@ -66,8 +66,7 @@ def test_paper_size() -> None:
     assert params["fc2"]["kernel"].shape == (128, 1)
 
 
-def test_training_equals_a_python_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classifier, "AT_ONCE", 2)  # parts of a batch make no difference
+def test_training_equals_a_python_loop() -> None:
     training = TrainingConfig(batch_size=3, rotation=0, optimizer="sgd", learning_rate=0.1)
     data, state, keys = make_data(8), begin(training), jax.random.split(jax.random.key(3), 2)
     trained = classifier.train(SMALL, training, state, keys, data, 2, classes=2)
