@@ -26,6 +26,7 @@ from qdgs_jax.emitters.normals import standard_normal
 from qdgs_jax.typing import Array, Key
 
 Factors = Literal["eigen", "cholesky"]
+_CALLS = 16  # of LAPACK in a program, at most
 
 
 class CMAESState(struct.PyTreeNode):
@@ -200,20 +201,26 @@ def _as_it_is(state: CMAESState) -> CMAESState:
 def _eigh(C: Array) -> tuple[Array, Array]:
     """Eigenvalues [E, n] and eigenbases [E, n, n] of symmetric matrices [E, n, n].
 
-    On a CPU, XLA decomposes the matrices of a batch at once from several threads, which can hang
-    scipy's OpenBLAS where that is threaded itself. Then large ones take their turn, in several
-    times the time: call `single_threaded_blas` first. (Below LAPACK's block size of 32, BLAS does
-    not thread.)
+    On a CPU, XLA may work through a batch on one core, but runs separate calls side by side. More
+    threads than one can hang scipy's OpenBLAS where it has its own. Then large matrices take their
+    turn, in several times the time: call `single_threaded_blas` first. (Below LAPACK's block size
+    of 32, BLAS does not thread.)
     """
 
     def one(C: Array) -> tuple[Array, Array]:
         eigenvalues, eigenbasis = jnp.linalg.eigh(C, symmetrize_input=False)
         return eigenvalues, eigenbasis
 
-    if C.shape[-1] < 32 or not _blas_is_threaded():
+    def side_by_side(C: Array) -> tuple[Array, Array]:
+        parts = [one(part) for part in jnp.array_split(C, min(len(C), _CALLS))]
+        eigenvalues, eigenbases = zip(*parts, strict=True)
+        return jnp.concatenate(eigenvalues), jnp.concatenate(eigenbases)
+
+    if C.shape[-1] < 32:
         return one(C)
     in_turn = jax.vmap(jax.custom_batching.sequential_vmap(one))
-    return jax.lax.platform_dependent(C, cpu=in_turn, default=one)
+    on_cpu = in_turn if _blas_is_threaded() else side_by_side
+    return jax.lax.platform_dependent(C, cpu=on_cpu, default=one)
 
 
 def _ldl(C: Array) -> tuple[Array, Array]:
