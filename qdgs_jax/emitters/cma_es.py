@@ -168,34 +168,36 @@ class CMAES:
         gap = 0.5 * self.batch_size / ((c1 + cmu) * n)
         due = state.evaluations > state.decomposed_at + gap
 
-        def renew(count: int, state: CMAESState) -> CMAESState:
-            _, rows = jax.lax.top_k(due.astype(jnp.int32), count)  # those that are due come first
+        def renew(count: int, state: CMAESState) -> tuple[Array, Array]:
+            # Those that are due come first.
+            rows = slice(None) if count == E else jax.lax.top_k(due.astype(jnp.int32), count)[1]
             C = state.covariance[rows]
             C = jnp.maximum(C, C.mT)  # forces symmetry
             variances, basis = _ldl(C) if self.factors == "cholesky" else _eigh(C)
             # Below this is rounding error, which 1 / sqrt would blow up. In float32 coefficients
             # get there; in float64 the strategy stops before, see `should_stop`.
             floor = jnp.finfo(C.dtype).eps * variances.max(axis=-1, keepdims=True)
-            renewed = state.replace(
-                covariance=state.covariance.at[rows].set(C, unique_indices=True),
-                basis=state.basis.at[rows].set(basis, unique_indices=True),
-                variances=state.variances.at[rows].set(
-                    jnp.maximum(jnp.abs(variances), floor), unique_indices=True
-                ),
-                decomposed_at=state.evaluations,
+            variances = jnp.maximum(jnp.abs(variances), floor)
+            renewed = (
+                state.basis.at[rows].set(basis, unique_indices=True),
+                state.variances.at[rows].set(variances, unique_indices=True),
             )
-            return select(due, renewed, state)
+            return select(due, renewed, (state.basis, state.variances))
+
+        def keep(state: CMAESState) -> tuple[Array, Array]:
+            return state.basis, state.variances
 
         counts = sorted({max(1, E // 4), max(1, E // 2), E})
-        return jax.lax.switch(
+        basis, variances = jax.lax.switch(
             jnp.searchsorted(jnp.array([0, *counts]), due.sum()),
-            [functools.partial(renew, count) if count else _as_it_is for count in [0, *counts]],
+            [keep, *(functools.partial(renew, count) for count in counts)],
             state,
         )
-
-
-def _as_it_is(state: CMAESState) -> CMAESState:
-    return state
+        return state.replace(
+            basis=basis,
+            variances=variances,
+            decomposed_at=jnp.where(due, state.evaluations, state.decomposed_at),
+        )
 
 
 def _eigh(C: Array) -> tuple[Array, Array]:

@@ -150,10 +150,13 @@ def test_emitters_do_not_touch_each_other() -> None:
         assert len(set(np.asarray(together.decomposed_at).tolist())) > 2
 
 
-def test_large_matrices_are_decomposed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cma_es, "_blas_is_threaded", lambda: True)
-    factor = np.random.default_rng(0).normal(size=(2, 40, 40)).astype(np.float32)
+@pytest.mark.parametrize("threaded", [False, True])
+def test_large_matrices(monkeypatch: pytest.MonkeyPatch, threaded: bool) -> None:
+    monkeypatch.setattr(cma_es, "_blas_is_threaded", lambda: threaded)
+    monkeypatch.setattr(cma_es, "_CALLS", 3)  # of 2, 2 and 1 matrices, or 5 in turn
+    factor = np.random.default_rng(0).normal(size=(5, 40, 40)).astype(np.float32)
     C = factor @ factor.swapaxes(1, 2) / 40
+    cma_es.single_threaded_blas()
     eigenvalues, B = jax.jit(cma_es._eigh)(jnp.asarray(C))
     np.testing.assert_allclose(eigenvalues, np.linalg.eigvalsh(C), rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose((B * eigenvalues[:, None]) @ B.mT, C, atol=1e-5)
