@@ -5,6 +5,7 @@ times slower than products of matrices; here both directions are such products.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -39,7 +40,7 @@ def pooled_convolution(x: Array, kernel: Array, bias: Array) -> Array:
     return nn.relu(y.max(axis=(2, 4)) + bias)
 
 
-def in_parts(function: Any, images: Array) -> Array:
+def in_parts(function: Callable[[Array], Array], images: Array) -> Array:
     """function(images), on CPUs for a few images at a time: [N, ...] -> [N, ...]."""
     count = len(images)
     part = math.gcd(count, PART) if jax.default_backend() == "cpu" else count
