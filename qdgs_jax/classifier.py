@@ -5,6 +5,7 @@ seeds: trainings beside each other, with weights and data of their own, in one p
 """
 
 import functools
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -48,10 +49,10 @@ class Network(nn.Module):
 
     @nn.compact
     def __call__(self, images: Images) -> Array:
-        channels = [images.shape[-1], *self.config.channels]
+        sizes = itertools.pairwise([images.shape[-1], *self.config.channels])
         layers = [
-            Convolution(features, name=f"conv{i}")(channels[i - 1])
-            for i, features in enumerate(channels[1:], start=1)
+            Convolution(features, name=f"conv{i}")(channels)
+            for i, (channels, features) in enumerate(sizes, start=1)
         ]
 
         def convolve(x: Images) -> Array:
@@ -65,7 +66,7 @@ class Network(nn.Module):
 
 
 class Convolution(nn.Module):
-    """The parameters of one."""
+    """Kernel and bias; `pooled_convolution` does the rest, in parts, where no module may be."""
 
     features: int
 
