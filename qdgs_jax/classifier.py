@@ -58,9 +58,9 @@ class Network(nn.Module):
         def convolve(x: Images) -> Array:
             for kernel, bias in layers:
                 x = pooled_convolution(x, kernel, bias)
-            return x.reshape(len(x), -1)
+            return x
 
-        x = in_parts(convolve, images)
+        x = in_parts(convolve, images).reshape(len(images), -1)
         x = nn.relu(nn.Dense(self.config.hidden, kernel_init=_INIT, name="fc1")(x))
         return nn.Dense(self.outputs, kernel_init=_INIT, name="fc2")(x)
 

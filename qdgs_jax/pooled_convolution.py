@@ -6,7 +6,7 @@ times slower than products of matrices; here both directions are such products.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,12 +14,14 @@ import jax.numpy as jnp
 
 from qdgs_jax.typing import Array
 
-PART = 2
+PART = 4
 """Images that a CPU works on together; the windows of more would leave its caches."""
 
 
 def pooled_convolution(x: Array, kernel: Array, bias: Array) -> Array:
     """relu(max_pool(convolution(x)) + bias), with padding 1.
+
+    Of equal outputs that are pooled together, the first has the gradient, as in PyTorch.
 
     Args:
         x: [N, H, W, C].
@@ -34,10 +36,7 @@ def pooled_convolution(x: Array, kernel: Array, bias: Array) -> Array:
     y = jax.lax.conv_general_dilated(
         x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    n, height, width, features = y.shape
-    height, width = height // 2, width // 2
-    y = y[:, : 2 * height, : 2 * width].reshape(n, height, 2, width, 2, features)
-    return nn.relu(y.max(axis=(2, 4)) + bias)
+    return nn.relu(nn.max_pool(y, (2, 2), (2, 2)) + bias)
 
 
 def in_parts(function: Callable[[Array], Array], images: Array) -> Array:
@@ -54,60 +53,114 @@ def _by_products(x: Array, kernel: Array, bias: Array) -> Array:
 
 
 def _forward(x: Array, kernel: Array, bias: Array) -> tuple[Array, Any]:
-    n, height, width, channels = x.shape
-    features, side = len(bias), _block(channels)
-    y = _windows(x, side) @ _widen(kernel, side)
-    # What is pooled together: 2 / side blocks in each direction, and all outputs of a block.
-    y = y.reshape(n, height // 2, 2 // side, width // 2, 2 // side, side**2, features)
-    largest = y.max(axis=(2, 4, 5), keepdims=True)
+    algorithm = _algorithm(kernel)
+    pairs = zip(algorithm.windows(x), algorithm.matrices(kernel), strict=True)
+    y = algorithm.outputs([window @ matrix for window, matrix in pairs])
+    largest = jnp.maximum(jnp.maximum(y[0], y[1]), jnp.maximum(y[2], y[3]))
     pooled = nn.relu(largest + bias)
-    chosen = (y == largest) & (pooled > 0)
-    return pooled.reshape(n, height // 2, width // 2, features), (x, kernel, chosen)
+    chosen = jnp.select([pooled <= 0, *(each == largest for each in y[:3])], [4, 0, 1, 2], 3)
+    n, height, width, _ = x.shape
+    shaped = pooled.reshape(n, height // 2, width // 2, -1)
+    return shaped, (x, kernel, chosen.astype(jnp.uint8))
 
 
 def _backward(residuals: Any, gradient: Array) -> tuple[Array, Array, Array]:
     x, kernel, chosen = residuals
-    side = _block(x.shape[-1])
-    ties = chosen.sum(axis=(2, 4, 5))  # share the gradient
-    gradient /= jnp.maximum(ties, 1)
-    dy = jnp.where(chosen, jnp.expand_dims(gradient, (2, 4, 5)), 0)
-    d_bias = (gradient * ties).sum(axis=(0, 1, 2))
-    windows = _windows(x, side)
-    dy = dy.reshape(*windows.shape[:3], -1)
-    # Eigen multiplies in this order twice as fast as windows' transpose by dy.
-    d_wide = jnp.tensordot(dy, windows, axes=[(0, 1, 2)] * 2).T
-    (d_kernel,) = jax.linear_transpose(lambda k: _widen(k, side), kernel)(d_wide)
-    (dx,) = jax.linear_transpose(lambda x: _windows(x, side), x)(dy @ _widen(kernel, side).T)
+    algorithm = _algorithm(kernel)
+    gradient = _rows(gradient)
+    dy = [jnp.where(chosen == i, gradient, 0) for i in range(4)]
+    windows, pull_windows = jax.vjp(algorithm.windows, x)  # made again: to keep them takes longer
+    matrices, pull_matrices = jax.vjp(algorithm.matrices, kernel)
+    products = [jnp.empty((len(w), m.shape[1])) for w, m in zip(windows, matrices, strict=True)]
+    (d_products,) = jax.linear_transpose(algorithm.outputs, products)(dy)
+    (dx,) = pull_windows([d @ matrix.T for d, matrix in zip(d_products, matrices, strict=True)])
+    # Eigen multiplies in this order twice as fast as a window's transpose by d.
+    pairs = zip(d_products, windows, strict=True)
+    (d_kernel,) = pull_matrices([jnp.tensordot(d, window, axes=(0, 0)).T for d, window in pairs])
+    d_bias = jnp.where(chosen < 4, gradient, 0).sum(axis=0)
     return dx, d_kernel, d_bias
 
 
 _by_products.defvjp(_forward, _backward)
 
 
-def _block(channels: int) -> int:
-    """Side of the block of outputs that one window gives.
+class _Algorithm(NamedTuple):
+    """The four outputs of each pool: outputs([w @ m for w, m in zip(windows(x), matrices(k))]).
 
-    Windows of 3 x 3 colours make thin products, which waste a processor's vectors; of 4 x 4, for
-    2 x 2 outputs, nearly half of the factors are zero, and still it is faster.
+    All three functions are linear. T = N * (H // 2) * (W // 2) pools, each of which sees 4 x 4
+    pixels.
     """
-    return 2 if channels < 8 else 1
+
+    windows: Callable[[Array], list[Array]]  # [N, H, W, C] -> each [T, K]
+    matrices: Callable[[Array], list[Array]]  # [3, 3, C, F] -> each [K, L]
+    outputs: Callable[[list[Array]], list[Array]]  # each [T, L] -> four [T, F], row by row
 
 
-def _windows(x: Array, side: int) -> Array:
-    """What each block of outputs sees of x [N, H, W, C]: [N, H / side, W / side, window]."""
-    height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    offsets = range(side + 2)
-    return jnp.concatenate(
-        [x[:, i : i + height : side, j : j + width : side] for i in offsets for j in offsets],
-        axis=-1,
-    )
+def _algorithm(kernel: Array) -> _Algorithm:
+    """Winograd's, but where few channels would make its matrices thin, which wastes vectors."""
+    return _WHOLE if kernel.shape[2] < 8 else _WINOGRAD
 
 
-def _widen(kernel: Array, side: int) -> Array:
-    """The matrix [window, side * side * F] that does to a window what the kernel does."""
-    places = [(i, j) for i in range(side) for j in range(side)]
+def _quarters(x: Array) -> list[Array]:
+    """What the pools see of x [N, H, W, C], by quarters of 2 x 2 pixels: four [N, h, w, 4C]."""
+    n, height, width, channels = x.shape
+    h, w = height // 2, width // 2
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))[:, : 2 * h + 2, : 2 * w + 2]
+    x = x.reshape(n, h + 1, 2, w + 1, 2 * channels).swapaxes(2, 3).reshape(n, h + 1, w + 1, -1)
+    return [x[:, i : i + h, j : j + w] for i in (0, 1) for j in (0, 1)]
+
+
+def _rows(x: Array) -> Array:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _whole_windows(x: Array) -> list[Array]:
+    """All 4 x 4 pixels: [T, 16C]."""
+    return [_rows(jnp.concatenate(_quarters(x), axis=-1))]
+
+
+def _whole_matrices(kernel: Array) -> list[Array]:
+    """[16C, 4F], of which nearly half is zero."""
     moved = [
-        jnp.pad(kernel, ((i, side - 1 - i), (j, side - 1 - j), (0, 0), (0, 0))) for i, j in places
+        jnp.pad(kernel, ((i, 1 - i), (j, 1 - j), (0, 0), (0, 0))) for i in (0, 1) for j in (0, 1)
     ]
-    return jnp.stack(moved, axis=-2).reshape(-1, len(places) * kernel.shape[-1])
+    wide = jnp.concatenate(moved, axis=-1)  # [4, 4, C, 4F]
+    quarters = wide.reshape(2, 2, 2, 2, *wide.shape[2:]).swapaxes(1, 2)
+    return [_rows(quarters)]
+
+
+def _whole_outputs(products: list[Array]) -> list[Array]:
+    return jnp.split(products[0], 4, axis=-1)
+
+
+def _winograd_windows(x: Array) -> list[Array]:
+    """B' d B for the 4 x 4 pixels d: 16 of [T, C] (Lavin and Gray 2016, F(2 x 2, 3 x 3))."""
+    quarters = [jnp.split(quarter, 4, axis=-1) for quarter in _quarters(x)]
+    pixels = [
+        quarters[2 * (i // 2) + j // 2][2 * (i % 2) + j % 2] for i in range(4) for j in range(4)
+    ]
+    moved = _both_ways(lambda a, b, c, d: (a - c, b + c, c - b, b - d), pixels)
+    return [_rows(each) for each in moved]
+
+
+def _winograd_matrices(kernel: Array) -> list[Array]:
+    """G k G': 16 of [C, F]."""
+    entries = [kernel[i, j] for i in range(3) for j in range(3)]
+    return _both_ways(lambda a, b, c: (a, (a + b + c) / 2, (a - b + c) / 2, c), entries)
+
+
+def _winograd_outputs(products: list[Array]) -> list[Array]:
+    """A' m A for the 16 products m."""
+    return _both_ways(lambda a, b, c, d: (a + b + c, b - c - d), products)
+
+
+def _both_ways(function: Callable[..., tuple], square: list[Array]) -> list[Array]:
+    """The function for each row of a square that is listed row by row, then for each column."""
+    side = math.isqrt(len(square))
+    rows = [function(*square[i : i + side]) for i in range(0, len(square), side)]
+    columns = [function(*column) for column in zip(*rows, strict=True)]
+    return [each for row in zip(*columns, strict=True) for each in row]
+
+
+_WHOLE = _Algorithm(_whole_windows, _whole_matrices, _whole_outputs)
+_WINOGRAD = _Algorithm(_winograd_windows, _winograd_matrices, _winograd_outputs)
