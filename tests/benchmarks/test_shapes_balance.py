@@ -41,10 +41,11 @@ def test_a_dataset_is_judged_from_disk(tmp_path):
 
 def test_the_table_shows_mean_and_spread(capsys):
     rows = [
-        {"search": {"coverage": 0.8, "qd_score": 900.0}, "random": dict(coverage=0.1, qd_score=0)},
-        {"search": {"coverage": 0.6, "qd_score": 1100.0}, "random": dict(coverage=0.1, qd_score=0)},
+        {"search": {"clean": 0.8, "cells": 900}, "random": {"clean": 0.1, "clean cells": 3}},
+        {"search": {"clean": 0.6, "cells": 1100}, "random": {"clean": 0.1, "clean cells": 3}},
     ]
     shapes_balance.print_table(rows)
     printed = capsys.readouterr().out
-    assert "| coverage | 70.0% ± 10.0% | 10.0% ± 0.0% |" in printed
-    assert "| qd score | 1,000 ± 100 | 0 ± 0 |" in printed
+    assert "| clean | 70.0% ± 10.0% | 10.0% ± 0.0% |" in printed
+    assert "| cells | 1,000 ± 100 |  |" in printed
+    assert "| clean cells |  | 3 ± 0 |" in printed
