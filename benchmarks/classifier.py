@@ -13,10 +13,10 @@ Method: each program in a process of its own on the CPU, with its default thread
     is an epoch and a test in each program, in turns, while the others wait. The whole experiment is
     so many median epochs and tests (nobody waits for PyTorch's ten hours), and ours with its
     compilation, which is measured apart. Only ratios of one run mean something.
-Command: python benchmarks/classifier.py --rounds 7 --json benchmarks/results/classifier.json
+Command: python benchmarks/classifier.py --rounds 6 --json benchmarks/results/classifier.json
     (needs the extra `bench`; --small takes a toy setting, to see that it works)
-Result: 2.2 times as fast as PyTorch by default, as fast as with channels last, and 0.7 times as fast
-    as with freed memory kept, too; see benchmarks/README.md.
+Result: 2.2 times as fast as PyTorch by default, as fast as with channels last, and 0.7 times as
+    fast as with freed memory kept, too; see benchmarks/README.md.
 """
 
 import argparse
@@ -57,7 +57,7 @@ SMALL = RepairConfig(
 def main() -> None:
     """Runs all programs in turns and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--small", action="store_true", help="a toy setting")
     parser.add_argument("--json", type=Path, help="where to write all times")
     options = parser.parse_args()
