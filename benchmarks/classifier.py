@@ -8,11 +8,11 @@ Method: each program in a process of its own on the CPU, with its default thread
     the same initial weights, which must give the same outputs or there is nothing to compare; same
     images (uint8 noise, as time does not depend on what they show), batches, optimiser and random
     rotation. Images are in memory on both sides, no loader stands between. PyTorch runs with its
-    images contiguous, as by default, with channels last, and so with glibc told to keep freed
-    memory: else it hands each step's activations back and gets them anew, page by page. Each round
-    is an epoch and a test in each program, in turns, while the others wait. The whole experiment is
-    so many median epochs and tests (nobody waits for PyTorch's ten hours), and ours with its
-    compilation, which is measured apart. Only ratios of one run mean something.
+    images contiguous, as by default; with channels last; and with channels last and glibc told to
+    keep freed memory, as else it hands each step's activations back and gets them anew, page by
+    page. Each round is an epoch and a test in each program, in turns, while the others wait. The
+    whole experiment is computed from median epochs and tests, ours with its compilation, which is
+    measured apart. Only ratios of one run mean something.
 Command: python benchmarks/classifier.py --rounds 6 --json benchmarks/results/classifier.json
     (needs the extra `bench`; --small takes a toy setting, to see that it works)
 Result: 2.2 times as fast as PyTorch by default, as fast as with channels last, and 0.7 times as

@@ -71,7 +71,9 @@ def _backward(residuals: Any, gradient: Array) -> tuple[Array, Array, Array]:
     dy = [jnp.where(chosen == i, gradient, 0) for i in range(4)]
     windows, pull_windows = jax.vjp(algorithm.windows, x)  # made again: to keep them takes longer
     matrices, pull_matrices = jax.vjp(algorithm.matrices, kernel)
-    products = [jnp.empty((len(w), m.shape[1])) for w, m in zip(windows, matrices, strict=True)]
+    products = jax.eval_shape(
+        lambda: [window @ matrix for window, matrix in zip(windows, matrices, strict=True)]
+    )
     (d_products,) = jax.linear_transpose(algorithm.outputs, products)(dy)
     (dx,) = pull_windows([d @ matrix.T for d, matrix in zip(d_products, matrices, strict=True)])
     # Eigen multiplies in this order twice as fast as a window's transpose by d.
