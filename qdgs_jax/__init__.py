@@ -16,6 +16,7 @@ stages, in this order; each is useful alone:
     search          init, step, run: the whole loop as pure functions
     runs            a run's folder: metrics, checkpoints, pictures
     dataset         a run's elites -> a balanced dataset on disk
-    classifier      images and labels -> a trained classifier -> how right it is about each group
+    classifier      images and labels -> a trained classifier -> classes of other images
+    fairness        how often it is right about each group, and how far groups are apart
     repair          biased classifiers, before and after: the experiment, or anybody's folders
 """

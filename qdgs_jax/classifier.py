@@ -1,4 +1,4 @@
-"""Images and labels -> a trained classifier -> how right it is about each group.
+"""Images and labels -> a trained classifier -> classes of other images.
 
 The classifier is the paper's (QDGS, shapes domain). Functions that train take a leading axis S of
 seeds: trainings beside each other, with weights and data of their own, in one program.
@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import struct
 
@@ -218,62 +217,3 @@ def _optimiser(training: TrainingConfig) -> optax.GradientTransformation:
 
 def _as_floats(pixels: Array) -> Images:
     return pixels.astype(jnp.float32) / 255
-
-
-class Groups(NamedTuple):
-    """Who is compared: images of one label and one value of what must not matter."""
-
-    names: tuple[str, ...]
-    labels: np.ndarray  # [G] int, position of the group's label among the classes
-    of: np.ndarray  # [N] int, group of each image
-
-
-def count(predicted: np.ndarray, groups: Groups, *, classes: int) -> np.ndarray:
-    """How often each group's images were given each class: predicted [..., N] -> [..., G, K]."""
-    size = len(groups.names), classes
-    flat = np.asarray(predicted).reshape(-1, len(groups.of))
-    counts = np.stack(
-        [np.bincount(groups.of * classes + row, minlength=math.prod(size)) for row in flat]
-    )
-    return counts.reshape(*np.shape(predicted)[:-1], *size)
-
-
-def measure(counts: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Fairness of a classifier, from counts [..., G, K] and the groups' labels [G].
-
-    Returns:
-        "accuracy" [..., G]; "mean" and "worst" [...] of these; "equalised odds gap" [...]: how far
-        apart the rates are, at most, at which groups of one label are given one class (0 is fair;
-        Hardt et al. 2016, "Equality of opportunity in supervised learning").
-    """
-    rates = counts / counts.sum(axis=-1, keepdims=True)
-    accuracy = rates[..., np.arange(len(labels)), labels]
-    gaps = [np.ptp(rates[..., labels == label, :], axis=-2).max(axis=-1) for label in set(labels)]
-    return {
-        "accuracy": accuracy,
-        "mean": accuracy.mean(axis=-1),
-        "worst": accuracy.min(axis=-1),
-        "equalised odds gap": np.max(gaps, axis=0),
-    }
-
-
-def intervals(
-    counts: np.ndarray, labels: np.ndarray, *, level: float = 0.95, draws: int = 4000
-) -> dict[str, np.ndarray]:
-    """Where `measure` of counts [G, K] would lie, were there endless images of each group.
-
-    Each group's rates are drawn from their distribution given the counts (Jeffreys' prior); so a
-    group of ten images that are all right has a wide interval too. The measured value is inside.
-
-    Returns:
-        The keys of `measure`, each with ends [2, ...].
-    """
-    random = np.random.default_rng(0)
-    rates = np.stack([random.dirichlet(group + 0.5, size=draws) for group in counts], axis=1)
-    drawn, measured = measure(rates, labels), measure(counts, labels)
-    tail = (1 - level) / 2
-    ends = {name: np.quantile(values, [tail, 1 - tail], axis=0) for name, values in drawn.items()}
-    return {
-        name: np.stack([np.minimum(low, measured[name]), np.maximum(high, measured[name])])
-        for name, (low, high) in ends.items()
-    }

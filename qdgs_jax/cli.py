@@ -176,6 +176,7 @@ def train(
         out: folder of the results; runs/NAME-OF-THE-CONFIG or runs/train if not given.
         resume: go on with the results in that folder.
     """
+    from qdgs_jax import fairness
     from qdgs_jax import repair as repairs
     from qdgs_jax.emitters.cma_es import single_threaded_blas
 
@@ -194,7 +195,7 @@ def train(
         raise ConfigError(
             "Nothing to train on: name a config with `search`, or give --train, --test, --group."
         )
-    _tell({"results": str(folder), **results, "table": repairs.table(results)}, "{table}")
+    _tell({"results": str(folder), **results, "table": fairness.table(results["rows"])}, "{table}")
 
 
 def pretrain(

@@ -25,10 +25,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from qdgs_jax import classifier, dataset, files, generators, labelled_folder, runs, shapes
-from qdgs_jax.classifier import Data, Groups
+from qdgs_jax import classifier, dataset, fairness, files, generators, labelled_folder, runs, shapes
+from qdgs_jax.classifier import Data
 from qdgs_jax.config import Config, RepairConfig
 from qdgs_jax.errors import ConfigError
+from qdgs_jax.fairness import Groups
 from qdgs_jax.labelled_folder import LabelledImages, read_folder
 from qdgs_jax.typing import Array, Key
 
@@ -185,7 +186,7 @@ def _train_and_test(
             jax.block_until_ready(state)
             bar.update(some * len(seeds))
         predicted = classifier.predict(model, state.params, test.images, classes=classes)
-        counts[name] = classifier.count(np.asarray(predicted), test.groups, classes=classes)
+        counts[name] = fairness.count(np.asarray(predicted), test.groups, classes=classes)
         return state
 
     params = classifier.init(model, init_keys, image_shape=shape, classes=classes)
@@ -354,7 +355,7 @@ def _collect(
         for arm in found[0]["counts"]:
             counts = np.array([each["counts"][arm] for each in found])  # [S, G, K]
             about = {"arm": arm} if bias is None else {"bias": bias, "arm": arm}
-            rows.append({**about, **_over_seeds(counts, test.groups)})
+            rows.append({**about, **fairness.over_seeds(counts, test.groups)})
     return {
         "seeds": config.seeds,
         "classes": list(test.classes),
@@ -364,29 +365,6 @@ def _collect(
         },
         "seconds": seconds,
         "rows": rows,
-    }
-
-
-def _over_seeds(counts: np.ndarray, groups: Groups) -> dict[str, dict[str, Any]]:
-    """Each number of `classifier.measure`: its seeds, their mean and spread, and its interval.
-
-    The interval tells how much the choice of test images matters, the spread how much the seed
-    does: it is that of one seed, its ends averaged over seeds.
-    """
-    measured = classifier.measure(counts, groups.labels)
-    each = [classifier.intervals(seed, groups.labels) for seed in counts]
-    ends = {name: np.mean([seed[name] for seed in each], axis=0) for name in measured}
-    for values in (measured, ends):
-        accuracy = values.pop("accuracy")
-        values |= {name: accuracy[..., group] for group, name in enumerate(groups.names)}
-    return {
-        name: {
-            "mean": float(values.mean()),
-            "spread": float(values.std(ddof=min(1, len(values) - 1))),
-            "interval": ends[name].tolist(),
-            "seeds": values.tolist(),
-        }
-        for name, values in measured.items()
     }
 
 
@@ -404,25 +382,7 @@ def _describe_synthetic(out: Path, seed: int) -> dict[str, Any]:
 
 def _write(out: Path, results: dict[str, Any]) -> None:
     files.write(out / "results.json", json.dumps(results, indent=1) + "\n")
-    files.write(out / "table.md", table(results))
-
-
-def table(results: dict[str, Any]) -> str:
-    """Results in Markdown: mean and standard deviation over seeds; of folders also the interval."""
-    about = [name for name in ("bias", "arm") if name in results["rows"][0]]
-    names = [name for name in results["rows"][0] if name not in about]
-    lines = [
-        "| " + " | ".join([*about, *names]) + " |",
-        "|" + "---|" * len(about) + "---:|" * len(names),
-    ]
-    for row in results["rows"]:
-        cells = [str(row[name]) for name in about]
-        for name in names:
-            value = f"{row[name]['mean']:.3f} ± {row[name]['spread']:.3f}"
-            low, high = row[name]["interval"]
-            cells.append(value if "bias" in row else f"{value} [{low:.3f}, {high:.3f}]")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    files.write(out / "table.md", fairness.table(results["rows"]))
 
 
 def _draw_accuracy(path: Path, results: dict[str, Any]) -> None:

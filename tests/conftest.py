@@ -8,6 +8,13 @@ import jax
 import pytest
 
 
+@pytest.fixture(scope="session", autouse=True)
+def programs_on_disk(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keeps what is compiled, for tests that compile the same again."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def programs_of_its_own() -> Iterator[None]:
     """Drops what a module compiled: XLA maps memory for each program, and a process may map 65,530

@@ -1,4 +1,4 @@
-"""The classifier: its network, its training as one program, and what is told of its fairness."""
+"""The classifier: its network, and its training as one program."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from qdgs_jax import classifier
-from qdgs_jax.classifier import Data, Groups
+from qdgs_jax.classifier import Data
 from qdgs_jax.config import ClassifierConfig, TrainingConfig
 
 SIZE = 12
@@ -150,39 +150,3 @@ def test_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
     turned = classifier.rotate(key, white, degrees=180)
     assert (turned[:, (0, 0, -1, -1), (0, -1, 0, -1)] == 255).all()  # corners take the edge's
     assert turned.dtype == jnp.uint8
-
-
-GROUPS = Groups(
-    ("a, x", "a, y", "b, x", "b, y"), np.array([0, 0, 1, 1]), np.repeat([0, 1, 2, 3], [10, 5, 4, 1])
-)
-
-
-def test_counts() -> None:
-    predicted = np.zeros((3, 20), int)
-    predicted[1, -1] = 1
-    counts = classifier.count(predicted, GROUPS, classes=2)
-    assert counts.shape == (3, 4, 2)
-    np.testing.assert_array_equal(counts[0], [[10, 0], [5, 0], [4, 0], [1, 0]])
-    np.testing.assert_array_equal(counts[1], [[10, 0], [5, 0], [4, 0], [0, 1]])
-
-
-def test_measures_by_hand() -> None:
-    counts = np.array([[9, 1], [3, 2], [1, 3], [0, 1]])
-    measured = classifier.measure(counts, GROUPS.labels)
-    np.testing.assert_allclose(measured["accuracy"], [0.9, 0.6, 0.75, 1])
-    assert measured["mean"] == pytest.approx(0.8125)
-    assert measured["worst"] == pytest.approx(0.6)
-    assert measured["equalised odds gap"] == pytest.approx(0.3)  # a: 0.3; b: 0.25
-    same = classifier.measure(np.stack([counts, counts]), GROUPS.labels)
-    np.testing.assert_allclose(same["worst"], [0.6, 0.6])
-
-
-def test_intervals_hold_the_measure_and_shrink() -> None:
-    counts = np.array([[9, 1], [3, 2], [4, 0], [0, 1]])
-    few, many = (classifier.intervals(n * counts, GROUPS.labels) for n in (1, 1000))
-    measured = classifier.measure(counts, GROUPS.labels)
-    for name, (low, high) in few.items():
-        assert (low <= measured[name]).all()
-        assert (measured[name] <= high).all()
-        assert (many[name][1] - many[name][0] < 0.2 * (high - low)).all()
-    assert few["accuracy"][0, 2] < 0.7  # four of four right does not mean much

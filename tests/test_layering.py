@@ -10,7 +10,7 @@ ORDER = [
     "errors", "files", "typing", "config", "models", "shapes", "generators", "encoders", "prompts",
     "image_measures", "typicality", "scoring", "archive", "emitters", "search", "pretrain",
     "figures", "runs", "image_folder", "dataset_card", "dataset", "pooled_convolution",
-    "classifier", "labelled_folder", "repair", "cli",
+    "classifier", "fairness", "labelled_folder", "repair", "cli",
 ]  # fmt: skip
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
