@@ -33,7 +33,7 @@ from qdgs_jax import search as searches
 from qdgs_jax.archive import GridArchive
 from qdgs_jax.config import SearchConfig
 from qdgs_jax.emitters.cma_es import single_threaded_blas
-from qdgs_jax.emitters.jacobian import with_jacobian
+from qdgs_jax.jacobian import with_jacobian
 from qdgs_jax.search import Search
 from qdgs_jax.typing import Array, Key, Latents, Measures, Objective, Params
 

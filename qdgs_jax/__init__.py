@@ -10,6 +10,7 @@ stages, in this order; each is useful alone:
     prompts         prompt pairs -> prompt embeddings
     image_measures  what a measure can name in place of prompts
     typicality      quality where no prompt describes it
+    jacobian        a score and all its gradients
     scoring         latents -> objective and measures, with or without their Jacobian
     archive         cells, and the best latent found for each
     emitters        what to try next

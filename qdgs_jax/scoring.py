@@ -12,6 +12,7 @@ from qdgs_jax import image_measures, typicality
 from qdgs_jax.config import Config
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.generators import Generator
+from qdgs_jax.jacobian import values_and_jacobian
 from qdgs_jax.prompts import PromptPair
 from qdgs_jax.typing import Array, Embeddings, Images, Key, Latents, Objective, Params
 
@@ -224,25 +225,18 @@ def with_jacobian(score: Score) -> Callable[..., tuple[Any, ...]]:
     One forward pass serves 1 + M pull-backs; they hold as many times the memory, so chunks are
     smaller by that factor.
     """
-    rows = 1 + score.measures
 
     def jacobian(
         params: Params, key: Key, latents: Latents, memory: Memory | None = None
     ) -> tuple[Any, ...]:
-        def one_chunk(keys: Key, latents: Latents) -> tuple[Array, Embeddings, Array]:
-            values, pull_back, embeddings = jax.vjp(
-                lambda x: score.values(params, keys, x, memory), latents, has_aux=True
+        def one_chunk(keys: Key, latents: Latents) -> tuple[Array, Array, Embeddings]:
+            return values_and_jacobian(
+                lambda latents: score.values(params, keys, latents, memory), latents
             )
-            # Samples do not touch each other: a cotangent of ones over N gives each its own row.
-            cotangents = jnp.broadcast_to(
-                jnp.eye(rows, dtype=values.dtype)[:, None], (rows, *values.shape)
-            )
-            (gradients,) = jax.vmap(pull_back)(cotangents)
-            return values, embeddings, jnp.swapaxes(gradients, 0, 1)
 
         keys = jax.random.split(key, len(latents))
-        chunked = in_chunks(one_chunk, max(1, score.chunk_size // rows))
-        values, embeddings, gradients = chunked(keys, latents)
+        chunked = in_chunks(one_chunk, max(1, score.chunk_size // (1 + score.measures)))
+        values, gradients, embeddings = chunked(keys, latents)
         return _and_memory(memory, key, embeddings, values[:, 0], values[:, 1:], gradients)
 
     return jacobian

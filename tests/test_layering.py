@@ -8,9 +8,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "qdgs_jax"
 ORDER = [
     "errors", "files", "typing", "config", "models", "shapes", "generators", "encoders", "prompts",
-    "image_measures", "typicality", "scoring", "archive", "emitters", "search", "pretrain",
-    "figures", "runs", "image_folder", "dataset_card", "dataset", "pooled_convolution",
-    "classifier", "fairness", "labelled_folder", "repair", "cli",
+    "image_measures", "typicality", "jacobian", "scoring", "archive", "emitters", "search",
+    "pretrain", "figures", "runs", "image_folder", "dataset_card", "dataset",
+    "pooled_convolution", "classifier", "fairness", "labelled_folder", "repair", "cli",
 ]  # fmt: skip
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))

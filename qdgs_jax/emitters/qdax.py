@@ -26,7 +26,7 @@ from qdax.core.emitters.emitter import EmitterState
 from qdgs_jax import archive as archives
 from qdgs_jax.archive import Archive, ArchiveState
 from qdgs_jax.emitters import Asked, Emitter, GradientEmitter, Gradients, State
-from qdgs_jax.emitters.jacobian import with_jacobian
+from qdgs_jax.jacobian import with_jacobian
 from qdgs_jax.typing import Array, Key, Latents
 
 Genotypes = Any  # a pytree of leaves [N, ...]
