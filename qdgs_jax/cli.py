@@ -64,8 +64,9 @@ def run_command(arguments: list[str]) -> int:
     except QDGSError as error:
         print(f"qdgs: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
-    except KeyboardInterrupt:
-        print("qdgs: Interrupted.", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        again = getattr(interrupt, "__notes__", ["run the same command again"])[-1]
+        print(f"qdgs: Interrupted: {again}.", file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader of our output has gone; flushing it again would raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -106,7 +106,7 @@ def convert(source: str, folder: Path) -> None:
     """
     weights = clip.find_weights(Path(source) if Path(source).exists() else source)
     config, params = clip.load(weights)
-    with files.refusals_explained(folder, again="run the same command again"):
+    with files.interruptions_explained(folder, again="run the same command again"):
         clip.save(folder, config, params)
         for name in _TOKENIZER_FILES:
             if (weights.parent / name).is_file():

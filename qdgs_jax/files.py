@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and the file system's refusals in words."""
+"""Files that are whole or absent, and what stops their writing in words."""
 
 import contextlib
 import errno
@@ -30,17 +30,21 @@ def write(path: Path, content: bytes | str) -> None:
 
 
 @contextlib.contextmanager
-def refusals_explained(folder: Path, *, again: str) -> Iterator[None]:
-    """Turns what the system refuses to write in `folder` into a sentence with a remedy.
+def interruptions_explained(folder: Path, *, again: str) -> Iterator[None]:
+    """Tells how to go on after what stops the writing in `folder`.
 
     Args:
-        again: how to go on once there is space.
+        again: the remedy, in the imperative.
 
     Raises:
-        QDGSError: in place of an OSError.
+        QDGSError: a sentence with a remedy, in place of an OSError.
+        KeyboardInterrupt: as it came, with `again` as its note.
     """
     try:
         yield
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(again)
+        raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise QDGSError(

@@ -90,7 +90,7 @@ def claim(out: Path, header: dict[str, Any]) -> bool:
     Raises:
         QDGSError: `out` cannot be written, or holds anything else.
     """
-    with files.refusals_explained(out, again=AGAIN):
+    with files.interruptions_explained(out, again=AGAIN):
         out.mkdir(parents=True, exist_ok=True)
         manifest, partial = out / MANIFEST, out / PARTIAL_MANIFEST
         known = next((path for path in (manifest, partial) if path.exists()), None)
@@ -139,7 +139,7 @@ def write(
     """
     mark = _marks(str(header["made_by"]), str(table.constants["generator"]))
     written = 0
-    with files.refusals_explained(out, again=AGAIN):
+    with files.interruptions_explained(out, again=AGAIN):
         for label in table.labels:  # an empty class keeps its place among the classes
             (out / label).mkdir(exist_ok=True)
         with tqdm(total=len(table), unit="image", desc=str(out), disable=None) as progress:

@@ -377,7 +377,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
     if out.exists():
         raise ConfigError(f"{out} is there already: choose another folder, or remove it.")
     partial = out.with_name(f".{out.name}.partial")
-    with files.refusals_explained(out, again="train again"):
+    with files.interruptions_explained(out, again="train again"):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:

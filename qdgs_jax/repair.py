@@ -73,7 +73,7 @@ def run_experiment(
             f"The bins of the search have the labels {', '.join(sorted(labels)) or '(none)'}, "
             f"but the drawings are {' and '.join(CLASSES)}s: label its bins so."
         )
-    with files.refusals_explained(out, again="run the same command with --resume"):
+    with files.interruptions_explained(out, again="run the same command with --resume"):
         _claim(out, {"config": _without_search(config)}, resume=resume)
         size = generators.load(search.generator.model)[0].image_size
         draw = functools.partial(_draw, image_size=size)
@@ -138,7 +138,7 @@ def repair_folders(
     classes = labelled_folder.require_fit(read, folders, halvings=len(config.classifier.channels))
     names = {name: str(path) for name, path in folders.items()}
     plan = {"config": _without_search(config), "folders": names, "group": group}
-    with files.refusals_explained(out, again="run the same command with --resume"):
+    with files.interruptions_explained(out, again="run the same command with --resume"):
         _claim(out, plan, resume=resume)
         data = {name: _as_data(images, classes) for name, images in read.items()}
         tested = Test(data["test"].images, _groups(read["test"], classes), classes)

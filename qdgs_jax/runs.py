@@ -136,7 +136,7 @@ def sample(
     """
     _check_folder(out, resume)
     problem = load_problem(config)
-    with files.refusals_explained(out, again="run the same command with --resume"):
+    with files.interruptions_explained(out, again="run the same command with --resume"):
         _claim_folder(out, problem)
         with ocp.CheckpointManager(
             (out / "checkpoints").absolute(),

@@ -232,6 +232,25 @@ def test_folders(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "another config" in capsys.readouterr().err
 
 
+def test_interruption_tells_how_to_go_on(
+    out: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    arguments = ["train", "--train", str(out / "qdgs-0"), "--test", str(out / "random-0"),
+                 "--group", "bin", "--out", str(tmp_path / "out"), *FOLDERS]  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(classifier, "train", interrupt)
+        assert run_command(arguments) == 1
+    sentence = "qdgs: Interrupted: run the same command with --resume.\n"
+    assert capsys.readouterr().err == sentence
+    assert run_command([*arguments, "--resume"]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -89,7 +89,7 @@ def convert(source: str | Path, folder: str | Path) -> None:
         QDGSError: The folder cannot be written.
     """
     config, params = load(source)
-    with files.refusals_explained(Path(folder), again="run the same command again"):
+    with files.interruptions_explained(Path(folder), again="run the same command again"):
         save(folder, config, params)
 
 
