@@ -135,6 +135,7 @@ def baseline(
     *,
     overrides: Overrides,
     count: int | None = None,
+    nearest_bin: bool = False,
     acknowledge_notice: bool = False,
 ) -> None:
     """Render plain random samples in the layout of `qdgs export`, for comparison.
@@ -143,6 +144,7 @@ def baseline(
         config: TOML file; each of its values can be overridden by an option.
         out: folder of the dataset.
         count: images; the config's export.count if not given.
+        nearest_bin: label images that no bin holds by the nearest one, instead of not at all.
         acknowledge_notice: go on where the config has a notice.
     """
     _require_acknowledged(overrides, acknowledge_notice)
@@ -150,7 +152,11 @@ def baseline(
 
     del config  # read into the overrides' defaults
     balance = dataset.baseline(
-        overrides, out, count=count or overrides.export.count, seed=overrides.seed
+        overrides,
+        out,
+        count=count or overrides.export.count,
+        seed=overrides.seed,
+        nearest_bin=nearest_bin,
     )
     _tell({"dataset": str(out), **balance.as_dict()}, str(balance))
 

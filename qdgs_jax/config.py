@@ -316,13 +316,13 @@ class RepairConfig:
     arms: tuple[Arm, ...] = (
         "biased", "random", "random, equal classes", "random, equal bins", "qdgs", "unbiased",
     )  # fmt: skip
-    """What repairs: the same biased drawings again; random samples of the generator, labelled by
-    the search's bins, as they come or weighted to equal classes or bins; the search's elites;
-    drawings without bias."""
+    """What repairs: the same biased drawings again; random samples of the generator, each labelled
+    by the nearest of the search's bins, as they come or weighted to equal classes or bins; the
+    search's elites; drawings without bias. All see as many images."""
     images: Count = 1000
-    """Of each training, and of each repair."""
-    random_samples: Count = 4000
-    """Random latents that are scored; the first `images` that lie in a bin are used."""
+    """Of each training."""
+    repair_images: Count = 200
+    """Of each set that repairs."""
     test_images: Count = 5000
     """Unbiased drawings."""
     classifier: ClassifierConfig = ClassifierConfig()

@@ -159,7 +159,9 @@ def export(
     return _write(out, header, table, _renderer(generator, params, latents), size, balance)
 
 
-def baseline(config: Config, out: Path, *, count: int, seed: int = 0) -> Balance:
+def baseline(
+    config: Config, out: Path, *, count: int, seed: int = 0, nearest_bin: bool = False
+) -> Balance:
     """Renders plain random latents as `export` renders elites: the same layout, nothing steered.
 
     Each image is scored as the search scores; its label is that of the first bin that holds it, or
@@ -170,6 +172,7 @@ def baseline(config: Config, out: Path, *, count: int, seed: int = 0) -> Balance
         out: folder to write: new, or of a baseline with the same arguments.
         count: images.
         seed: of latents and crops.
+        nearest_bin: label an image that no bin holds by the nearest one.
 
     Raises:
         ConfigError: a bin cannot be a class folder, or the config asks for something impossible.
@@ -182,7 +185,7 @@ def baseline(config: Config, out: Path, *, count: int, seed: int = 0) -> Balance
     header = _header(
         config,
         runs.provenance(generator, problem.encoder, config),
-        method="plain random sampling",
+        method="plain random sampling" + (", labelled by the nearest bin" if nearest_bin else ""),
         count=count,
         seed=seed,
     )
@@ -204,7 +207,7 @@ def baseline(config: Config, out: Path, *, count: int, seed: int = 0) -> Balance
         end = min(start + size, count)
         objective[start:end], measures[start:end] = (values[: end - start] for values in scores)
 
-    bin = assign_bins(config, bins, measures)
+    bin = (nearest_bins if nearest_bin else assign_bins)(config, bins, measures)
     cell = np.asarray(problem.search.archive.index_of(jnp.asarray(measures)))
     table = _table(
         config,
@@ -230,6 +233,22 @@ def assign_bins(config: Config, bins: Sequence[BinConfig], measures: np.ndarray)
             values = measures[:, names.index(name)]
             inside[number] &= (low <= values) & (values < high)
     return np.where(inside.any(axis=0), inside.argmax(axis=0), -1)
+
+
+def nearest_bins(config: Config, bins: Sequence[BinConfig], measures: np.ndarray) -> np.ndarray:
+    """Number of the bin nearest to each row of measures [n, M], [n]; -1 where one is not finite.
+
+    Distances are Euclidean, in spans of each measure's range; of bins that hold a row, the first.
+    """
+    names = [measure.name for measure in config.measures]
+    squared = np.zeros((len(bins), len(measures)))
+    for number, bin in enumerate(bins):
+        for name, (low, high) in bin.where.items():
+            column = names.index(name)
+            values, ends = measures[:, column], config.measures[column].ends
+            beyond = np.maximum(0, np.maximum(low - values, values - high))
+            squared[number] += (beyond / (ends[1] - ends[0])) ** 2
+    return np.where(np.isfinite(measures).all(axis=1), squared.argmin(axis=0), -1)
 
 
 def shares(count: int, bins: int) -> list[int]:

@@ -88,14 +88,15 @@ def run_experiment(
             seed: _make_synthetic(config, search, seed, out)
             for seed in sorted({seed for _, seed in todo})
         }
-        with _bar(config, len(todo), len(config.arms)) as bar:
+        epochs: dict[str, int] = {arm: _repair_epochs(config, arm) for arm in config.arms}
+        with _bar(config, len(todo), epochs) as bar:
             for bias in config.biases:
                 for seeds in _together([seed for at, seed in todo if at == bias]):
                     first, arms = zip(
                         *(_make_arms(config, draw, bias, s, synthetic[s]) for s in seeds),
                         strict=True,
                     )
-                    _train_and_test(config, out, seeds, first, arms, test, bar, bias=bias)
+                    _train_and_test(config, out, seeds, first, arms, epochs, test, bar, bias=bias)
         results = _collect(config, out, test, config.biases)
         results["synthetic"] = [_describe_synthetic(out, seed) for seed in range(config.seeds)]
         _write(out, results)
@@ -143,11 +144,13 @@ def repair_folders(
         data = {name: _as_data(images, classes) for name, images in read.items()}
         tested = Test(data["test"].images, _groups(read["test"], classes), classes)
         arms = {AFTER: data["repair"]} if repair else {}
+        epochs = dict.fromkeys(arms, config.training.repair_epochs)
         todo = [seed for seed in range(config.seeds) if not _result_path(out, seed).exists()]
-        with _bar(config, len(todo), len(arms)) as bar:
+        with _bar(config, len(todo), epochs) as bar:
             for seeds in _together(todo):
                 first = [data["train"]] * len(seeds)
-                _train_and_test(config, out, seeds, first, [arms] * len(seeds), tested, bar)
+                each = [arms] * len(seeds)
+                _train_and_test(config, out, seeds, first, each, epochs, tested, bar)
         results = _collect(config, out, tested)
         _write(out, results)
     return results
@@ -159,6 +162,7 @@ def _train_and_test(
     seeds: Sequence[int],
     first: Sequence[Data],
     arms: Sequence[dict[str, Data]],
+    repair_epochs: dict[str, int],
     test: Test,
     bar: Any,
     **named: float,
@@ -167,6 +171,7 @@ def _train_and_test(
 
     Args:
         first, arms: one a seed.
+        repair_epochs: of each arm.
         named: what the files say beside the seed.
     """
     began = time.perf_counter()
@@ -192,9 +197,9 @@ def _train_and_test(
     params = classifier.init(model, init_keys, image_shape=shape, classes=classes)
     state = classifier.start(training, params)
     trained = advance(state, first_keys, first, training.epochs, BEFORE)
-    for name in arms[0]:
+    for name, epochs in repair_epochs.items():
         state = classifier.start(training, trained.params)
-        advance(state, repair_keys, [each[name] for each in arms], training.repair_epochs, name)
+        advance(state, repair_keys, [each[name] for each in arms], epochs, name)
     seconds = (time.perf_counter() - began) / len(seeds)
     for row, seed in enumerate(seeds):
         found = {name: values[row].tolist() for name, values in counts.items()}
@@ -208,8 +213,16 @@ def _together(seeds: Sequence[int]) -> Iterable[Sequence[int]]:
     return [seeds[start : start + size] for start in range(0, len(seeds), size)]
 
 
-def _bar(config: RepairConfig, trainings: int, arms: int) -> tqdm:
-    epochs = config.training.epochs + arms * config.training.repair_epochs
+def _repair_epochs(config: RepairConfig, arm: str) -> int:
+    """As many as show a repair's number of images: the biased drawings are more than the others."""
+    epochs = config.training.repair_epochs
+    if arm == "biased":
+        return max(1, round(epochs * config.repair_images / config.images))
+    return epochs
+
+
+def _bar(config: RepairConfig, trainings: int, repair_epochs: dict[str, int]) -> tqdm:
+    epochs = config.training.epochs + sum(repair_epochs.values())
     return tqdm(total=trainings * epochs, unit="epoch", disable=None, dynamic_ncols=True)
 
 
@@ -237,18 +250,12 @@ def _make_synthetic(
     if dataclasses.replace(found, measures=measures) != search:
         raise ConfigError(f"{run} is the run of another search: choose another --out.")
     elites, random = out / f"qdgs-{seed}", out / f"random-{seed}"
-    dataset.export(run, elites, count=config.images, seed=seed)
-    dataset.baseline(found, random, count=config.random_samples, seed=search.seed)
+    count = config.repair_images
+    dataset.export(run, elites, count=count, seed=seed)
+    dataset.baseline(found, random, count=count, seed=search.seed, nearest_bin=True)
     sets = {"qdgs": read_folder(elites, group="bin"), "random": read_folder(random, group="bin")}
-    if len(sets["random"]) < config.images:
-        raise ConfigError(
-            f"Only {len(sets['random'])} of {config.random_samples} random samples lie in a bin, "
-            f"fewer than the {config.images} images asked for: raise `random_samples`."
-        )
     # Where bins are empty, elites repeat: each arm has as many images, and so as many updates.
-    return {
-        name: images.take(np.arange(config.images) % len(images)) for name, images in sets.items()
-    }
+    return {name: images.take(np.arange(count) % len(images)) for name, images in sets.items()}
 
 
 def _make_arms(
@@ -264,7 +271,7 @@ def _make_arms(
         "random, equal classes": lambda: random._replace(weights=equal(synthetic["random"].labels)),
         "random, equal bins": lambda: random._replace(weights=equal(synthetic["random"].groups)),
         "qdgs": lambda: qdgs,
-        "unbiased": lambda: _plain(draw(unbiased_key, config.images, 0.5)),
+        "unbiased": lambda: _plain(draw(unbiased_key, config.repair_images, 0.5)),
     }
     return biased, {arm: made[arm]() for arm in config.arms}
 

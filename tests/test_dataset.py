@@ -221,6 +221,19 @@ def test_bins_are_half_open():
     assert found.tolist() == [0, -1, -1, -1, 0]
 
 
+def test_nearest_bins_count_in_spans_of_the_ranges():
+    config = make_config()  # both measures from -1 to 1
+    wide = dataclasses.replace(config.measures[0], range=(-10, 10))
+    bins = (
+        BinConfig(name="a", label="a", where={"x": (-math.inf, 0.0)}),
+        BinConfig(name="b", label="b", where={"x": (0.5, math.inf), "y": (0.0, 1.0)}),
+    )
+    measures = np.array([[-9.0, 5.0], [0.1, 0.0], [0.4, 0.5], [0.4, -0.2], [9.0, 1.0], [np.nan, 0]])
+    assert dataset.nearest_bins(config, bins, measures).tolist() == [0, 0, 1, 1, 1, -1]
+    config = dataclasses.replace(config, measures=(wide, config.measures[1]))
+    assert dataset.nearest_bins(config, bins, measures).tolist() == [0, 0, 1, 0, 1, -1]
+
+
 def test_min_objective_filters_elites(run, tmp_path):
     path = run(LEFT, RIGHT, count=12, min_objective=90.0)
     balance = dataset.export(path, tmp_path / "out")
@@ -576,6 +589,16 @@ def test_baseline_labels_random_samples_by_their_bin(tmp_path):
     assert balance.empty_bins == ("nowhere",)
     assert balance.outside_bins == 50 - balance.bins[0].got > 0
     assert len({record["objective"] for record in found}) > 40
+
+
+def test_baseline_labels_by_the_nearest_bin_on_demand(tmp_path):
+    low = BinConfig(name="low", label="less", where={"x": (-math.inf, 0.3)})
+    high = BinConfig(name="high", label="more", where={"x": (0.9, math.inf)})
+    balance = dataset.baseline(make_config(low, high), tmp_path, count=50, nearest_bin=True)
+    assert balance.outside_bins == 0
+    for record in records(tmp_path):
+        assert record["label_name"] == ("less" if record["measure_x"] < 0.6 else "more")
+    assert "labelled by the nearest bin" in (tmp_path / "README.md").read_text()
 
 
 def test_baseline_scores_what_it_renders(tmp_path):

@@ -41,7 +41,7 @@ TINY = RepairConfig(
     seeds=2,
     biases=(0.9,),
     images=24,
-    random_samples=32,
+    repair_images=16,
     test_images=24,
     classifier=ClassifierConfig(channels=(3,), hidden=4),
     training=TrainingConfig(batch_size=8, epochs=1, repair_epochs=3),
@@ -159,7 +159,7 @@ def test_experiment(out: Path) -> None:
             assert 0 <= low <= row[name]["mean"] <= high <= 1
             assert len(row[name]["seeds"]) == 2
     assert results["synthetic"][1]["qdgs"]["red square"] == {
-        "available": 1, "got": 6, "distinct": 1,
+        "available": 1, "got": 4, "distinct": 1,
     }  # fmt: skip
     assert (out / "table.md").read_text().count("\n") == 2 + len(results["rows"])
     assert (out / "accuracy.png").stat().st_size > 10_000
@@ -188,7 +188,7 @@ def test_experiment(out: Path) -> None:
 def test_labels_come_from_the_measures(tmp_path: Path) -> None:
     synthetic = repair._make_synthetic(TINY, make_search(), 0, prepare(tmp_path / "out"))
     elites, random = synthetic["qdgs"], synthetic["random"]
-    assert len(elites) == len(random) == TINY.images
+    assert len(elites) == len(random) == TINY.repair_images
     # The run claims that small ones are large; random samples are scored as they are.
     small = np.asarray(largeness(elites.pixels / 255)) < 0
     assert np.array_equal(small, [label == "square" for label in elites.labels])
