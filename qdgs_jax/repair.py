@@ -88,7 +88,7 @@ def run_experiment(
             seed: _make_synthetic(config, search, seed, out)
             for seed in sorted({seed for _, seed in todo})
         }
-        epochs: dict[str, int] = {arm: _repair_epochs(config, arm) for arm in config.arms}
+        epochs: dict[str, int] = {arm: epochs_of(config, arm) for arm in config.arms}
         with _bar(config, len(todo), epochs) as bar:
             for bias in config.biases:
                 for seeds in _together([seed for at, seed in todo if at == bias]):
@@ -213,8 +213,8 @@ def _together(seeds: Sequence[int]) -> Iterable[Sequence[int]]:
     return [seeds[start : start + size] for start in range(0, len(seeds), size)]
 
 
-def _repair_epochs(config: RepairConfig, arm: str) -> int:
-    """As many as show a repair's number of images: the biased drawings are more than the others."""
+def epochs_of(config: RepairConfig, arm: str) -> int:
+    """Epochs of an arm's repair: fewer for the biased drawings, of which an epoch shows more."""
     epochs = config.training.repair_epochs
     if arm == "biased":
         return max(1, round(epochs * config.repair_images / config.images))
