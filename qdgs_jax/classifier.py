@@ -6,7 +6,6 @@ seeds: trainings beside each other, with weights and data of their own, in one p
 
 import functools
 import itertools
-import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -139,7 +138,7 @@ def predict(config: ClassifierConfig, params: Params, images: Array, *, classes:
 
     count = len(images)
     size = min(TESTED_AT_ONCE, count)
-    rows = _fill(jnp.arange(count), math.ceil(count / size), size)
+    rows = jnp.arange(count + -count % size).reshape(-1, size).clip(max=count - 1)
     predict_one = jax.vmap(predict_some, in_axes=(0, None))
     predicted = jax.lax.map(functools.partial(predict_one, params), rows)  # [blocks, S, size]
     return predicted.swapaxes(0, 1).reshape(-1, rows.size)[:, :count]
@@ -154,17 +153,16 @@ def _train_one(
     epochs: Array | int,
 ) -> TrainingState:
     count = len(data.labels)
-    size = min(training.batch_size, count)
-    batches = math.ceil(count / size)
+    batches, rest = divmod(count, training.batch_size)
 
     def step(state: TrainingState, batch: tuple[Array, Key]) -> tuple[TrainingState, Any]:
         rows, turn_key = batch
         chosen = Data(*(leaf[rows] for leaf in data))
         images = _as_floats(rotate(turn_key, chosen.images, degrees=training.rotation))
-        weights = jnp.where(rows < 0, 0, chosen.weights) / (rows >= 0).sum()
 
         def loss(params: Params) -> Array:
-            return (weights * _cross_entropy(network.apply(params, images), chosen.labels)).sum()
+            losses = _cross_entropy(network.apply(params, images), chosen.labels)
+            return (chosen.weights * losses).mean()
 
         gradient = jax.grad(loss)(state.params)
         updates, optimiser = _optimiser(training).update(gradient, state.optimiser, state.params)
@@ -173,16 +171,15 @@ def _train_one(
 
     def epoch(_: Array, state: TrainingState) -> TrainingState:
         order_key, turn_key = jax.random.split(jax.random.fold_in(key, state.epoch))
-        rows = _fill(jax.random.permutation(order_key, count), batches, size)
-        state, _ = jax.lax.scan(step, state, (rows, jax.random.split(turn_key, batches)))
+        rows = jax.random.permutation(order_key, count)
+        turn_keys = jax.random.split(turn_key, batches + 1)
+        whole = rows[: count - rest].reshape(batches, training.batch_size)
+        state, _ = jax.lax.scan(step, state, (whole, turn_keys[:-1]))
+        if rest:
+            state, _ = step(state, (rows[count - rest :], turn_keys[-1]))
         return state.replace(epoch=state.epoch + 1)
 
     return jax.lax.fori_loop(0, epochs, epoch, state)
-
-
-def _fill(rows: Array, count: int, size: int) -> Array:
-    """Rows [n] -> [count, size], the last filled up with -1, which stands for no image."""
-    return jnp.full(count * size, -1).at[: len(rows)].set(rows).reshape(count, size)
 
 
 def rotate(key: Key, images: Array, *, degrees: float) -> Array:

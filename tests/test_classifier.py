@@ -66,8 +66,9 @@ def test_paper_size() -> None:
     assert params["fc2"]["kernel"].shape == (128, 1)
 
 
-def test_training_equals_a_python_loop() -> None:
-    training = TrainingConfig(batch_size=3, rotation=0, optimizer="sgd", learning_rate=0.1)
+@pytest.mark.parametrize("size", [3, 4, 20])  # the last batch is smaller, full, the only one
+def test_training_equals_a_python_loop(size: int) -> None:
+    training = TrainingConfig(batch_size=size, rotation=0, optimizer="sgd", learning_rate=0.1)
     data, state, keys = make_data(8), begin(training), jax.random.split(jax.random.key(3), 2)
     trained = classifier.train(SMALL, training, state, keys, data, 2, classes=2)
     optimiser = optax.sgd(0.1, momentum=0.9)
@@ -87,7 +88,8 @@ def test_training_equals_a_python_loop() -> None:
         for epoch in range(2):
             order_key, _ = jax.random.split(jax.random.fold_in(keys[seed], epoch))
             order = jax.random.permutation(order_key, 8)
-            for rows in (order[:3], order[3:6], order[6:]):  # the last batch is smaller
+            for start in range(0, 8, size):
+                rows = order[start : start + size]
                 params, memory = step(
                     params, memory, data.images[seed, rows], data.labels[seed, rows]
                 )
