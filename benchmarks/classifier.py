@@ -58,7 +58,7 @@ SMALL = RepairConfig(
 def main() -> None:
     """Runs all programs in turns and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="a toy setting")
     parser.add_argument("--json", type=Path, help="where to write all times")
     options = parser.parse_args()
@@ -292,7 +292,7 @@ def require_agreement(outputs: dict[str, np.ndarray]) -> None:
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """Seconds of an epoch, of a test and of the experiment."""
+    """Seconds of each part, hours of the experiment, and how many times ours they are."""
     print(f"{result['machine']}; compilation {result['compilation_s']:.1f} s")
     for name, parts in result["seconds"].items():
         times = " ".join(f"{part} {median(parts[part]):6.2f} s," for part in PARTS)
