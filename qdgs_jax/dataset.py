@@ -207,7 +207,7 @@ def baseline(
         end = min(start + size, count)
         objective[start:end], measures[start:end] = (values[: end - start] for values in scores)
 
-    bin = (nearest_bins if nearest_bin else assign_bins)(config, bins, measures)
+    bin = assign_bins(config, bins, measures, nearest=nearest_bin)
     cell = np.asarray(problem.search.archive.index_of(jnp.asarray(measures)))
     table = _table(
         config,
@@ -224,31 +224,27 @@ def baseline(
     return _write(out, header, table, render, size, balance)
 
 
-def assign_bins(config: Config, bins: Sequence[BinConfig], measures: np.ndarray) -> np.ndarray:
-    """Number of the first bin that holds each row of measures [n, M], [n]; -1 for none."""
-    names = [measure.name for measure in config.measures]
-    inside = np.ones((len(bins), len(measures)), bool)
-    for number, bin in enumerate(bins):
-        for name, (low, high) in bin.where.items():
-            values = measures[:, names.index(name)]
-            inside[number] &= (low <= values) & (values < high)
-    return np.where(inside.any(axis=0), inside.argmax(axis=0), -1)
+def assign_bins(
+    config: Config, bins: Sequence[BinConfig], measures: np.ndarray, *, nearest: bool = False
+) -> np.ndarray:
+    """Number of the first bin that holds each row of measures [n, M], [n]; -1 for none.
 
-
-def nearest_bins(config: Config, bins: Sequence[BinConfig], measures: np.ndarray) -> np.ndarray:
-    """Number of the bin nearest to each row of measures [n, M], [n]; -1 where one is not finite.
-
-    Distances are Euclidean, in spans of each measure's range; of bins that hold a row, the first.
+    With `nearest`, what no bin holds belongs to the nearest one, if it is finite. Distances are
+    Euclidean, in spans of each measure's range.
     """
     names = [measure.name for measure in config.measures]
-    squared = np.zeros((len(bins), len(measures)))
+    inside = np.ones((len(bins), len(measures)), bool)
+    squared = np.zeros(inside.shape)  # distance to the bin
     for number, bin in enumerate(bins):
         for name, (low, high) in bin.where.items():
             column = names.index(name)
-            values, ends = measures[:, column], config.measures[column].ends
-            beyond = np.maximum(0, np.maximum(low - values, values - high))
-            squared[number] += (beyond / (ends[1] - ends[0])) ** 2
-    return np.where(np.isfinite(measures).all(axis=1), squared.argmin(axis=0), -1)
+            values, (start, end) = measures[:, column], config.measures[column].ends
+            inside[number] &= (low <= values) & (values < high)
+            with np.errstate(invalid="ignore"):  # inf - inf: such a row is near to no bin
+                squared[number] += ((np.clip(values, low, high) - values) / (end - start)) ** 2
+    near = nearest & np.isfinite(measures).all(axis=1)
+    other = np.where(near, squared.argmin(axis=0), -1)
+    return np.where(inside.any(axis=0), inside.argmax(axis=0), other)
 
 
 def shares(count: int, bins: int) -> list[int]:

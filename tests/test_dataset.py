@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import hashlib
 import itertools
 import json
@@ -228,10 +229,21 @@ def test_nearest_bins_count_in_spans_of_the_ranges():
         BinConfig(name="a", label="a", where={"x": (-math.inf, 0.0)}),
         BinConfig(name="b", label="b", where={"x": (0.5, math.inf), "y": (0.0, 1.0)}),
     )
-    measures = np.array([[-9.0, 5.0], [0.1, 0.0], [0.4, 0.5], [0.4, -0.2], [9.0, 1.0], [np.nan, 0]])
-    assert dataset.nearest_bins(config, bins, measures).tolist() == [0, 0, 1, 1, 1, -1]
+    measures = np.array([[-9.0, 5], [0.1, 0], [0.4, 0.5], [0.4, -0.2], [9, 1], [np.nan, 0]])
+    nearest = functools.partial(dataset.assign_bins, nearest=True)
+    assert nearest(config, bins, measures).tolist() == [0, 0, 1, 1, 1, -1]
     config = dataclasses.replace(config, measures=(wide, config.measures[1]))
-    assert dataset.nearest_bins(config, bins, measures).tolist() == [0, 0, 1, 0, 1, -1]
+    assert nearest(config, bins, measures).tolist() == [0, 0, 1, 0, 1, -1]
+
+
+def test_an_edge_belongs_to_the_bin_that_holds_it_not_to_its_neighbour():
+    bins = (
+        BinConfig(name="low", label="low", where={"x": (-math.inf, 0.0)}),
+        BinConfig(name="high", label="high", where={"x": (0.0, math.inf)}),
+    )
+    measures = np.array([[-0.1, 0.0], [0.0, 0.0], [math.inf, 0.0]])
+    found = dataset.assign_bins(make_config(), bins, measures, nearest=True)
+    assert found.tolist() == [0, 1, -1]
 
 
 def test_min_objective_filters_elites(run, tmp_path):
