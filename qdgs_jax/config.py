@@ -321,7 +321,7 @@ class RepairConfig:
     search's elites; drawings without bias. All see as many images."""
     images: Count = 1000
     """Of each training."""
-    repair_images: Count = 200
+    repair_images: Count = 300
     """Of each set that repairs."""
     test_images: Count = 5000
     """Unbiased drawings."""
