@@ -2,8 +2,8 @@
 
 Question: how long do the trainings of `qdgs train configs/shapes_debias.toml` take here and in
     PyTorch: for each of 25 pairs of bias and seed one classifier on 1,000 images, and each repair
-    of it on 200 others, each tested on 5,000? Searches and drawings are not trainings, and are
-    left out.
+    of it on a few hundred others, each tested on 5,000? Searches and drawings are not trainings,
+    and are left out.
 Method: each program in a process of its own on the CPU, with its default threads; same network with
     the same initial weights, which must give the same outputs or there is nothing to compare; same
     images (uint8 noise, as time does not depend on what they show), batches, optimiser and random
@@ -16,7 +16,7 @@ Method: each program in a process of its own on the CPU, with its default thread
 Command: python benchmarks/classifier.py --rounds 5 --json benchmarks/results/classifier.json
     (needs the extra `bench`; --small takes a toy setting, to see that it works)
 Result: 2.0 times as fast as PyTorch by default, 1.3 times as with channels last, and 0.7 times as
-    with freed memory kept, too; see benchmarks/README.md.
+    with freed memory kept, too, when repairs had 200 images; see benchmarks/README.md.
 """
 
 import argparse

@@ -234,7 +234,7 @@ def assign_bins(
     """
     names = [measure.name for measure in config.measures]
     inside = np.ones((len(bins), len(measures)), bool)
-    squared = np.zeros(inside.shape)  # distance to the bin
+    squared = np.zeros(inside.shape)  # distances to the bins
     for number, bin in enumerate(bins):
         for name, (low, high) in bin.where.items():
             column = names.index(name)
