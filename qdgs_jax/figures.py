@@ -1,8 +1,9 @@
-"""Pictures of a run: the archive, its growth, and what its elites look like."""
+"""Pictures: a run's archive, its growth, what its elites look like; what repairs achieve."""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -88,6 +89,33 @@ def draw_contact_sheet(
         sheet, extent=(x[0], x[-1], y[0], y[-1]), aspect="auto", interpolation="antialiased"
     )
     _label(axes, measures)
+    _save(figure, path)
+
+
+def draw_accuracy(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Mean and worst group's accuracy of each arm at each bias: a dot a seed, a line their mean.
+
+    Args:
+        rows: of `fairness.over_seeds`, with the `bias` and `arm` that each is about.
+    """
+    biases, arms = (list(dict.fromkeys(row[about] for row in rows)) for about in ("bias", "arm"))
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    panels = figure.subplots(2, 1, sharex=True)
+    for axes, name in zip(panels, ("mean", "worst"), strict=True):
+        for row in rows:
+            place = arms.index(row["arm"])
+            x = biases.index(row["bias"]) + (place + 0.5) / (len(arms) + 1) - 0.5
+            seeds, colour = row[name]["seeds"], f"C{place}"
+            axes.plot([x] * len(seeds), seeds, "o", color=colour, alpha=0.5, label=row["arm"])
+            axes.plot(x, row[name]["mean"], "_", color=colour, markersize=14, markeredgewidth=2.5)
+        axes.set_ylim(-0.05, 1.05)
+        axes.set_ylabel(f"{name} of the groups")
+        axes.grid(axis="y", alpha=0.3)
+    panels[0].set_title("accuracy: a dot a seed, a line their mean", fontsize="medium")
+    panels[1].set_xticks(range(len(biases)), [str(bias) for bias in biases])
+    panels[1].set_xlabel("colour bias of the training drawings")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles[: len(arms)], labels[: len(arms)], loc="outside right center")
     _save(figure, path)
 
 

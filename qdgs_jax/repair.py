@@ -22,10 +22,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from qdgs_jax import classifier, dataset, fairness, files, generators, labelled_folder, runs, shapes
+from qdgs_jax import (
+    classifier,
+    dataset,
+    fairness,
+    figures,
+    files,
+    generators,
+    labelled_folder,
+    runs,
+    shapes,
+)
 from qdgs_jax.classifier import Data
 from qdgs_jax.config import Config, RepairConfig
 from qdgs_jax.errors import ConfigError
@@ -100,7 +109,7 @@ def run_experiment(
         results = _collect(config, out, test, config.biases)
         results["synthetic"] = [_describe_synthetic(out, seed) for seed in range(config.seeds)]
         _write(out, results)
-        _draw_accuracy(out / "accuracy.png", results)
+        figures.draw_accuracy(out / "accuracy.png", results["rows"])
     return results
 
 
@@ -390,23 +399,3 @@ def _describe_synthetic(out: Path, seed: int) -> dict[str, Any]:
 def _write(out: Path, results: dict[str, Any]) -> None:
     files.write(out / "results.json", json.dumps(results, indent=1) + "\n")
     files.write(out / "table.md", fairness.table(results["rows"]))
-
-
-def _draw_accuracy(path: Path, results: dict[str, Any]) -> None:
-    """Mean and worst group's accuracy over biases, a line an arm, with the seeds' spread."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    for axes, name in zip(figure.subplots(1, 2, sharey=True), ("mean", "worst"), strict=True):
-        for arm in dict.fromkeys(row["arm"] for row in results["rows"]):
-            rows = [row for row in results["rows"] if row["arm"] == arm]
-            axes.errorbar(
-                [row["bias"] for row in rows],
-                [row[name]["mean"] for row in rows],
-                [row[name]["spread"] for row in rows],
-                label=arm, capsize=3, marker="o", markersize=3,
-            )  # fmt: skip
-        axes.set_xlabel("colour bias of the training drawings")
-        axes.set_title(f"{name} accuracy of the four groups")
-        axes.grid(alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
-    with files.replacing(path) as file:
-        figure.savefig(file, dpi=110, format="png", metadata={"Software": None})
