@@ -99,7 +99,7 @@ def draw_accuracy(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         rows: of `fairness.over_seeds`, with the `bias` and `arm` that each is about.
     """
     biases, arms = (list(dict.fromkeys(row[about] for row in rows)) for about in ("bias", "arm"))
-    figure = Figure(figsize=(10, 5), layout="constrained")
+    figure = Figure(figsize=(10, 5.5), layout="constrained")
     panels = figure.subplots(2, 1, sharex=True)
     for axes, name in zip(panels, ("mean", "worst"), strict=True):
         for row in rows:
@@ -107,7 +107,7 @@ def draw_accuracy(path: Path, rows: Sequence[dict[str, Any]]) -> None:
             x = biases.index(row["bias"]) + (place + 0.5) / (len(arms) + 1) - 0.5
             seeds, colour = row[name]["seeds"], f"C{place}"
             axes.plot([x] * len(seeds), seeds, "o", color=colour, alpha=0.5, label=row["arm"])
-            axes.plot(x, row[name]["mean"], "_", color=colour, markersize=14, markeredgewidth=2.5)
+            axes.plot(x, row[name]["mean"], "_", color=colour, markersize=12, markeredgewidth=2.5)
         axes.set_ylim(-0.05, 1.05)
         axes.set_ylabel(f"{name} of the groups")
         axes.grid(axis="y", alpha=0.3)
@@ -115,7 +115,7 @@ def draw_accuracy(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     panels[1].set_xticks(range(len(biases)), [str(bias) for bias in biases])
     panels[1].set_xlabel("colour bias of the training drawings")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles[: len(arms)], labels[: len(arms)], loc="outside right center")
+    figure.legend(handles[: len(arms)], labels[: len(arms)], loc="outside lower center", ncols=4)
     _save(figure, path)
 
 
