@@ -15,8 +15,8 @@ Method: each program in a process of its own on the CPU, with its default thread
     which is measured apart. Only ratios of one run mean something.
 Command: python benchmarks/classifier.py --rounds 5 --json benchmarks/results/classifier.json
     (needs the extra `bench`; --small takes a toy setting, to see that it works)
-Result: 2.0 times as fast as PyTorch by default, 1.3 times as with channels last, and 0.7 times as
-    with freed memory kept, too, when repairs had 200 images; see benchmarks/README.md.
+Result: 2.2 times as fast as PyTorch by default, 1.6 times as with channels last, and 0.75 times as
+    with freed memory kept, too; see benchmarks/README.md.
 """
 
 import argparse
