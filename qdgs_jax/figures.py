@@ -104,7 +104,7 @@ def draw_accuracy(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     for axes, name in zip(panels, ("mean", "worst"), strict=True):
         for row in rows:
             place = arms.index(row["arm"])
-            x = biases.index(row["bias"]) + (place + 0.5) / (len(arms) + 1) - 0.5
+            x = biases.index(row["bias"]) + (place + 1) / (len(arms) + 1) - 0.5
             seeds, colour = row[name]["seeds"], f"C{place}"
             axes.plot([x] * len(seeds), seeds, "o", color=colour, alpha=0.5, label=row["arm"])
             axes.plot(x, row[name]["mean"], "_", color=colour, markersize=12, markeredgewidth=2.5)
@@ -114,8 +114,8 @@ def draw_accuracy(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     panels[0].set_title("accuracy: a dot a seed, a line their mean", fontsize="medium")
     panels[1].set_xticks(range(len(biases)), [str(bias) for bias in biases])
     panels[1].set_xlabel("colour bias of the training drawings")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles[: len(arms)], labels[: len(arms)], loc="outside lower center", ncols=4)
+    handles, _ = panels[0].get_legend_handles_labels()
+    figure.legend(handles=handles[: len(arms)], loc="outside lower center", ncols=4)
     _save(figure, path)
 
 
