@@ -9,8 +9,8 @@ Method: for each seed: `runs.sample`, `dataset.export` and `dataset.baseline` of
     Ngan 1999). The search's own rule shares nothing with it but the definition of the angle. An
     image with hardly any such pixel counts as "no skin". Mean and standard deviation over seeds.
 Command: python benchmarks/skin_tone.py --seeds 5 --out benchmarks/results
-Result: classes hold 14 to 20 % (in any one seed 11.5 to 20.3 %) in place of 2 to 69 %, after 20,480
-    evaluations, in 3 to 5 minutes on two busy cores. Pictures are faces; they are plainer than
+Result: classes hold 14 to 20 % (in any one seed 12.0 to 20.5 %) in place of 2 to 69 %, after 20,480
+    evaluations, in about a minute on two cores. Pictures are faces; they are plainer than
     random ones, with less hair, fewer hats and glasses. Angles cannot tell skin from light: much of
     what is dark is dimly lit, in both sets.
 """
