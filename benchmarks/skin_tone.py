@@ -10,9 +10,9 @@ Method: for each seed: `runs.sample`, `dataset.export` and `dataset.baseline` of
     image with hardly any such pixel counts as "no skin". Mean and standard deviation over seeds.
 Command: python benchmarks/skin_tone.py --seeds 5 --out benchmarks/results
 Result: classes hold 14 to 20 % (in any one seed 12.0 to 20.5 %) in place of 2 to 69 %, after 20,480
-    evaluations, in about a minute on two cores. Pictures are faces; they are plainer than
-    random ones, with less hair, fewer hats and glasses. Angles cannot tell skin from light: much of
-    what is dark is dimly lit, in both sets.
+    evaluations, in about a minute on two cores. Pictures are faces but for a few, three of the
+    54 shown; they are plainer than random ones, with less hair, fewer hats and glasses. Angles
+    cannot tell skin from light: much of what is dark is dimly lit, in both sets.
 """
 
 import argparse
