@@ -37,7 +37,7 @@ from ribs.emitters import (
 )
 from ribs.schedulers import Scheduler
 
-from qdgs_jax import archive as archives
+from qdgs_jax import archives
 from qdgs_jax import search as searches
 from qdgs_jax.emitters.cma_es import single_threaded_blas
 

@@ -28,9 +28,9 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from qdgs_jax import archive as archives
+from qdgs_jax import archives
 from qdgs_jax import search as searches
-from qdgs_jax.archive import GridArchive
+from qdgs_jax.archives import GridArchive
 from qdgs_jax.config import SearchConfig
 from qdgs_jax.emitters.cma_es import single_threaded_blas
 from qdgs_jax.jacobian import with_jacobian

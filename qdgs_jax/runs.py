@@ -31,7 +31,7 @@ import safetensors
 import safetensors.numpy
 
 from qdgs_jax import encoders, figures, files, generators, search, typicality
-from qdgs_jax.archive import GridArchive
+from qdgs_jax.archives import GridArchive
 from qdgs_jax.config import Config, MeasureConfig, load_config, save_config
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.errors import CheckpointError, ConfigError, QDGSError

@@ -18,9 +18,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from qdgs_jax import archive as archives
-from qdgs_jax import emitters
-from qdgs_jax.archive import Archive, ArchiveState, Insertion
+from qdgs_jax import archives, emitters
+from qdgs_jax.archives import Archive, ArchiveState, Insertion
 from qdgs_jax.config import SearchConfig
 from qdgs_jax.emitters import Emitter, GradientEmitter, Gradients, Strategy
 from qdgs_jax.emitters.cma_es import CMAES

@@ -19,7 +19,7 @@ from qdax.core.map_elites import MAPElites
 from qdax.tasks.arm import arm_scoring_function
 from qdax.utils.metrics import default_qd_metrics
 
-from qdgs_jax.archive import Archive, CVTArchive, GridArchive
+from qdgs_jax.archives import Archive, CVTArchive, GridArchive
 from qdgs_jax.emitters.cma_es import CMAES
 from qdgs_jax.emitters.evolution_strategy import EvolutionStrategy
 from qdgs_jax.emitters.gradient_arborescence import GradientArborescence, branch

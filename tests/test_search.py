@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qdgs_jax import search as searches
-from qdgs_jax.archive import CVTArchive, GridArchive
+from qdgs_jax.archives import CVTArchive, GridArchive
 from qdgs_jax.config import SearchConfig
 from qdgs_jax.errors import ConfigError
 from qdgs_jax.search import Search, SearchState, init, make_search, run, step

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from qdgs_jax.archive import ArchiveState, Insertion
+from qdgs_jax.archives import ArchiveState, Insertion
 from qdgs_jax.typing import Array, Key, Latents
 
 State = Any

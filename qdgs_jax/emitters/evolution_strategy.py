@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from flax import struct
 
-from qdgs_jax.archive import ArchiveState, Insertion
+from qdgs_jax.archives import ArchiveState, Insertion
 from qdgs_jax.emitters import Gradients, State, Strategy, select
 from qdgs_jax.emitters.rules import Rules, RulesState, restart_ended
 from qdgs_jax.typing import Array, Key, Latents

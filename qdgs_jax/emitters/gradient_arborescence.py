@@ -12,7 +12,7 @@ from typing import Literal
 import jax.numpy as jnp
 from flax import struct
 
-from qdgs_jax.archive import ArchiveState, Insertion
+from qdgs_jax.archives import ArchiveState, Insertion
 from qdgs_jax.emitters import Gradients, select
 from qdgs_jax.emitters.cma_es import CMAES, CMAESState, recombination_weights
 from qdgs_jax.emitters.rules import Rules, RulesState, restart_ended

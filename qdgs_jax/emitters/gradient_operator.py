@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from qdgs_jax.archive import ArchiveState, Insertion
+from qdgs_jax.archives import ArchiveState, Insertion
 from qdgs_jax.emitters import Gradients
 from qdgs_jax.emitters.gradient_arborescence import Branches, branch
 from qdgs_jax.emitters.rules import elites_or

@@ -23,8 +23,8 @@ from qdax.core.containers.mapelites_repertoire import MapElitesRepertoire
 from qdax.core.emitters.emitter import Emitter as QDaxBase
 from qdax.core.emitters.emitter import EmitterState
 
-from qdgs_jax import archive as archives
-from qdgs_jax.archive import Archive, ArchiveState
+from qdgs_jax import archives
+from qdgs_jax.archives import Archive, ArchiveState
 from qdgs_jax.emitters import Asked, Emitter, GradientEmitter, Gradients, State
 from qdgs_jax.jacobian import with_jacobian
 from qdgs_jax.typing import Array, Key, Latents

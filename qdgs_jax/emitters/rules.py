@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from qdgs_jax import archive as archives
-from qdgs_jax.archive import ArchiveState, Insertion
+from qdgs_jax import archives
+from qdgs_jax.archives import ArchiveState, Insertion
 from qdgs_jax.emitters import State, select
 from qdgs_jax.typing import Array, Key, Latents
 

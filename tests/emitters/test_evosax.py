@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qdgs_jax.archive import GridArchive
+from qdgs_jax.archives import GridArchive
 from qdgs_jax.config import SearchConfig
 from qdgs_jax.emitters.evosax import Evosax
 from qdgs_jax.errors import ConfigError

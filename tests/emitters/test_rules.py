@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qdgs_jax import archive as archives
-from qdgs_jax.archive import GridArchive, Insertion
+from qdgs_jax import archives
+from qdgs_jax.archives import GridArchive, Insertion
 from qdgs_jax.emitters.rules import Rules, Verdict, elites_or
 
 KEY = jax.random.key(0)

@@ -14,8 +14,8 @@ import pytest
 from ribs import archives as ribs_archives
 from ribs import emitters as ribs_emitters
 
-from qdgs_jax import archive as archives
-from qdgs_jax.archive import GridArchive
+from qdgs_jax import archives
+from qdgs_jax.archives import GridArchive
 from qdgs_jax.emitters import Gradients
 from qdgs_jax.emitters.cma_es import CMAES, CMAESState
 from qdgs_jax.emitters.evolution_strategy import EvolutionStrategy, Population

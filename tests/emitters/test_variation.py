@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qdgs_jax import archive as archives
-from qdgs_jax.archive import ArchiveState, GridArchive
+from qdgs_jax import archives
+from qdgs_jax.archives import ArchiveState, GridArchive
 from qdgs_jax.emitters import Gradients
 from qdgs_jax.emitters.gradient_operator import GradientOperator
 from qdgs_jax.emitters.variation import Variation

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from ribs import archives as ribs
 
-from qdgs_jax import archive as archives
-from qdgs_jax.archive import Archive, CVTArchive, GridArchive, cvt_centroids
+from qdgs_jax import archives
+from qdgs_jax.archives import Archive, CVTArchive, GridArchive, cvt_centroids
 
 LATENT = 3
 BOX = {"lower": (-1.0, 0.0), "upper": (1.0, 2.0)}
