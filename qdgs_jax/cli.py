@@ -123,7 +123,7 @@ def export(
         min_objective: leave out elites below it; the config's export.min_objective if not given.
         seed: seed of the choice among elites.
     """
-    from qdgs_jax import dataset
+    from qdgs_jax.datasets import export as dataset
 
     balance = dataset.export(run, out, count=count, min_objective=min_objective, seed=seed)
     _tell({"dataset": str(out), **balance.as_dict()}, str(balance))
@@ -148,7 +148,7 @@ def baseline(
         acknowledge_notice: go on where the config has a notice.
     """
     _require_acknowledged(overrides, acknowledge_notice)
-    from qdgs_jax import dataset
+    from qdgs_jax.datasets import export as dataset
 
     del config  # read into the overrides' defaults
     balance = dataset.baseline(

@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdgs_jax import generators, image_folder, runs
+from qdgs_jax import generators, runs
 from qdgs_jax.config import BinConfig, Config
-from qdgs_jax.dataset_card import card
+from qdgs_jax.datasets import image_folder
+from qdgs_jax.datasets.card import card
+from qdgs_jax.datasets.image_folder import ImageTable
 from qdgs_jax.errors import ConfigError, QDGSError
 from qdgs_jax.generators import Generator
-from qdgs_jax.image_folder import ImageTable
 from qdgs_jax.models.checkpoint import sha256
 from qdgs_jax.typing import Latents, Params
 

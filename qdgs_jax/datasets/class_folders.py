@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from qdgs_jax.dataset import UNLABELLED
+from qdgs_jax.datasets.export import UNLABELLED
 from qdgs_jax.errors import ConfigError, QDGSError, did_you_mean
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from qdgs_jax import dataset, encoders, files, generators, image_folder, runs
+from qdgs_jax import encoders, files, generators, runs
 from qdgs_jax.config import (
     NOTICES,
     BinConfig,
@@ -33,6 +33,8 @@ from qdgs_jax.config import (
     SearchConfig,
     save_config,
 )
+from qdgs_jax.datasets import export as dataset
+from qdgs_jax.datasets import image_folder
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.errors import ConfigError, QDGSError
 from qdgs_jax.generators import Generator

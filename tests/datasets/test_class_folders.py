@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qdgs_jax.datasets.class_folders import read_folder, require_fit
 from qdgs_jax.errors import ConfigError, QDGSError
-from qdgs_jax.labelled_folder import read_folder, require_fit
 
 
 def write_folder(folder: Path, names: dict[str, Any], *, size: tuple[int, int] = (6, 4)) -> Path:

@@ -1,0 +1,1 @@
+"""Archive -> a dataset on disk, and class folders read back."""
