@@ -38,10 +38,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from qdgs_jax import classifier
-from qdgs_jax.classifier import Data
 from qdgs_jax.config import ClassifierConfig, RepairConfig, TrainingConfig, load_repair_config
 from qdgs_jax.repair import EPOCHS_AT_ONCE, epochs_of
+from qdgs_jax.training import classifier
+from qdgs_jax.training.classifier import Data
 
 CONFIG = Path(__file__).parents[1] / "configs/shapes_debias.toml"
 PROGRAMS = "jax", "torch", "torch, channels last", "torch, channels last, memory kept"

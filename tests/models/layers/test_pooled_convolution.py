@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qdgs_jax import pooled_convolution as module
-from qdgs_jax.pooled_convolution import in_parts, pooled_convolution
+from qdgs_jax.models.layers import pooled_convolution as module
+from qdgs_jax.models.layers.pooled_convolution import in_parts, pooled_convolution
 from qdgs_jax.typing import Array
 
 
