@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from qdgs_jax import fairness
-from qdgs_jax.fairness import Groups
+from qdgs_jax.evaluation import fairness
+from qdgs_jax.evaluation.fairness import Groups
 
 GROUPS = Groups(
     ("a, x", "a, y", "b, x", "b, y"), np.array([0, 0, 1, 1]), np.repeat([0, 1, 2, 3], [10, 5, 4, 1])
