@@ -215,7 +215,7 @@ def pretrain(
         out: folder for its weights and model card.
         seed: seed of drawings, initial weights and batches.
     """
-    from qdgs_jax import pretrain as training
+    from qdgs_jax.shapes import pretraining as training
 
     if model == "vae":
         training.train_vae(out, seed=seed)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from qdgs_jax import encoders, generators, repair, shapes
+from qdgs_jax import encoders, generators, repair
 from qdgs_jax.cli import run_command
 from qdgs_jax.config import (
     BinConfig,
@@ -33,6 +33,7 @@ from qdgs_jax.encoders import Encoder
 from qdgs_jax.errors import ConfigError
 from qdgs_jax.generators import Generator
 from qdgs_jax.image_measures import IMAGE_MEASURES
+from qdgs_jax.shapes import drawings as shapes
 from qdgs_jax.training import classifier
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -8,7 +8,7 @@ import pytest
 import shapes_evaluator as evaluator
 from PIL import Image
 
-from qdgs_jax import shapes
+from qdgs_jax.shapes import drawings as shapes
 
 RED, BLUE = np.array([216, 27, 96]) / 255, np.array([30, 136, 229]) / 255
 SIZE = 128

@@ -17,9 +17,10 @@ import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors
 from tqdm import trange
 
-from qdgs_jax import encoders, files, shapes
+from qdgs_jax import encoders, files
 from qdgs_jax.errors import ConfigError
 from qdgs_jax.models import clip, vae
+from qdgs_jax.shapes import drawings as shapes
 from qdgs_jax.typing import Array, Key, Params
 
 Data: TypeAlias = Any  # a pytree of arrays

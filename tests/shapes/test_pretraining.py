@@ -6,9 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from qdgs_jax import encoders, generators, pretrain, shapes
+from qdgs_jax import encoders, generators
 from qdgs_jax.errors import ConfigError
 from qdgs_jax.models import clip, vae
+from qdgs_jax.shapes import drawings as shapes
+from qdgs_jax.shapes import pretraining as pretrain
 
 ASSETS = Path(pretrain.__file__).parent / "assets"
 BRIEF = pretrain.OptimiserConfig(steps=3, batch_size=2)

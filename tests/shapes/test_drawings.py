@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qdgs_jax import shapes
+from qdgs_jax.shapes import drawings as shapes
 
 RGB = np.array(list(shapes.COLOURS.values())) / 255
 

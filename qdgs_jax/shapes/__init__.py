@@ -1,0 +1,1 @@
+"""The built-in domain: drawings, captions, and how its models are trained."""
