@@ -27,9 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 from shapes_evaluator import judge, judge_folder, summarise
 
-from qdgs_jax import runs
 from qdgs_jax.config import Config, load_config
 from qdgs_jax.datasets import export as dataset
+from qdgs_jax.runs import sampling as runs
 
 CONFIG = Path(__file__).parents[1] / "configs/shapes.toml"
 

@@ -28,9 +28,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from skimage import color, io
 
-from qdgs_jax import runs
 from qdgs_jax.config import Config, load_config
 from qdgs_jax.datasets import export as dataset
+from qdgs_jax.runs import sampling as runs
 
 CONFIG = Path(__file__).parents[1] / "configs/faces_skin_tone.toml"
 EDGES = (-30, 10, 28, 41, 55)  # degrees

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from qdgs_jax import figures, files, generators, runs
+from qdgs_jax import files, generators
 from qdgs_jax.config import Config, RepairConfig
 from qdgs_jax.datasets import class_folders as labelled_folder
 from qdgs_jax.datasets import export as dataset
@@ -32,6 +32,8 @@ from qdgs_jax.datasets.class_folders import LabelledImages, read_folder
 from qdgs_jax.errors import ConfigError
 from qdgs_jax.evaluation import fairness
 from qdgs_jax.evaluation.fairness import Groups
+from qdgs_jax.runs import figures
+from qdgs_jax.runs import sampling as runs
 from qdgs_jax.shapes import drawings as shapes
 from qdgs_jax.training import classifier
 from qdgs_jax.training.classifier import Data

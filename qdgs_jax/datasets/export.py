@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdgs_jax import generators, runs
+from qdgs_jax import generators
 from qdgs_jax.config import BinConfig, Config
 from qdgs_jax.datasets import image_folder
 from qdgs_jax.datasets.card import card
@@ -25,6 +25,7 @@ from qdgs_jax.datasets.image_folder import ImageTable
 from qdgs_jax.errors import ConfigError, QDGSError
 from qdgs_jax.generators import Generator
 from qdgs_jax.models.checkpoint import sha256
+from qdgs_jax.runs import sampling as runs
 from qdgs_jax.typing import Latents, Params
 
 UNLABELLED = "unlabelled"

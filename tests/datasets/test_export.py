@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from qdgs_jax import encoders, files, generators, runs
+from qdgs_jax import encoders, files, generators
 from qdgs_jax.config import (
     NOTICES,
     BinConfig,
@@ -38,6 +38,7 @@ from qdgs_jax.datasets import image_folder
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.errors import ConfigError, QDGSError
 from qdgs_jax.generators import Generator
+from qdgs_jax.runs import sampling as runs
 
 CELLS = 10
 LEFT = BinConfig(name="left", label="low", where={"x": (-math.inf, -0.5)})

@@ -30,13 +30,14 @@ import orbax.checkpoint as ocp
 import safetensors
 import safetensors.numpy
 
-from qdgs_jax import encoders, figures, files, generators, search, typicality
+from qdgs_jax import encoders, files, generators, search, typicality
 from qdgs_jax.archives import GridArchive
 from qdgs_jax.config import Config, MeasureConfig, load_config, save_config
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.errors import CheckpointError, ConfigError, QDGSError
 from qdgs_jax.generators import Generator
 from qdgs_jax.prompts import embed_prompts
+from qdgs_jax.runs import figures
 from qdgs_jax.scoring import Score, make_score, with_jacobian
 from qdgs_jax.search import Search, SearchState
 from qdgs_jax.typing import Key, Latents, Params

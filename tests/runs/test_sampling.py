@@ -16,12 +16,13 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from qdgs_jax import encoders, files, generators, runs, search
+from qdgs_jax import encoders, files, generators, search
 from qdgs_jax.config import Config, GeneratorConfig, parse_config
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.errors import ConfigError, QDGSError
 from qdgs_jax.generators import Generator
 from qdgs_jax.models import stylegan2
+from qdgs_jax.runs import sampling as runs
 
 SIDE = 4
 load_generator = generators.load  # the real one

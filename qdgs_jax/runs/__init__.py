@@ -1,0 +1,1 @@
+"""A search's folder: checkpoints, resuming, results and pictures."""
