@@ -39,7 +39,7 @@ from torch import nn
 from torch.nn import functional
 
 from qdgs_jax.config import ClassifierConfig, RepairConfig, TrainingConfig, load_repair_config
-from qdgs_jax.repair import EPOCHS_AT_ONCE, epochs_of
+from qdgs_jax.experiments.repair.experiment import EPOCHS_AT_ONCE, epochs_of
 from qdgs_jax.training import classifier
 from qdgs_jax.training.classifier import Data
 
@@ -157,7 +157,7 @@ def initial_params(config: RepairConfig, size: int, number: int) -> Any:
 
 
 class InJax:
-    """The trainings as `qdgs_jax.repair` runs them on a CPU, one seed at a time."""
+    """The trainings as `qdgs_jax.experiments.repair.experiment` runs them on a CPU, one seed at a time."""
 
     def __init__(self, config: RepairConfig, size: int) -> None:
         self.config, self.size = config, size

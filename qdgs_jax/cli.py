@@ -183,9 +183,9 @@ def train(
         out: folder of the results; runs/NAME-OF-THE-CONFIG or runs/train if not given.
         resume: go on with the results in that folder.
     """
-    from qdgs_jax import repair as repairs
     from qdgs_jax.emitters.cma_es import single_threaded_blas
     from qdgs_jax.evaluation import fairness
+    from qdgs_jax.experiments.repair import experiment as repairs
 
     folder = out or Path("runs") / (config.stem if config else "train")
     if train or repair or test or group:

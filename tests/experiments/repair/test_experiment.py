@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from qdgs_jax import encoders, generators, repair
+from qdgs_jax import encoders, generators
 from qdgs_jax.cli import run_command
 from qdgs_jax.config import (
     BinConfig,
@@ -31,6 +31,7 @@ from qdgs_jax.config import (
 )
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.errors import ConfigError
+from qdgs_jax.experiments.repair import experiment as repair
 from qdgs_jax.generators import Generator
 from qdgs_jax.image_measures import IMAGE_MEASURES
 from qdgs_jax.shapes import drawings as shapes

@@ -1,0 +1,1 @@
+"""Published experiments; nobody imports from here but the command line."""

@@ -1,0 +1,1 @@
+"""Repair of biased classifiers (QDGS, shapes domain)."""
