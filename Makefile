@@ -10,7 +10,7 @@ help:  ## show this help
 .PHONY: demo
 demo: $(VENV)/installed  ## install, search the built-in shapes generator, export a balanced dataset
 	rm -rf demo
-	$(BIN)/qdgs sample configs/shapes.toml --out demo/run
+	$(BIN)/qdgs sample configs/search/shapes.toml --out demo/run
 	$(BIN)/qdgs export demo/run demo/dataset
 
 .PHONY: assets

@@ -1,6 +1,6 @@
 """Are the trainings of the repair experiment faster than in PyTorch?
 
-Question: how long do the trainings of `qdgs train configs/shapes_debias.toml` take here and in
+Question: how long do the trainings of `qdgs train configs/experiments/repair.toml` take here and in
     PyTorch: for each of 25 pairs of bias and seed one classifier on 1,000 images, and each repair
     of it on a few hundred others, each tested on 5,000? Searches and drawings are not trainings,
     and are left out.
@@ -43,7 +43,7 @@ from qdgs_jax.experiments.repair.experiment import EPOCHS_AT_ONCE, epochs_of
 from qdgs_jax.training import classifier
 from qdgs_jax.training.classifier import Data
 
-CONFIG = Path(__file__).parents[1] / "configs/shapes_debias.toml"
+CONFIG = Path(__file__).parents[1] / "configs/experiments/repair.toml"
 PROGRAMS = "jax", "torch", "torch, channels last", "torch, channels last, memory kept"
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 PARTS = "epoch", "two repair epochs", "test"

@@ -31,7 +31,7 @@ from qdgs_jax.config import Config, load_config
 from qdgs_jax.datasets import export as dataset
 from qdgs_jax.runs import sampling as runs
 
-CONFIG = Path(__file__).parents[1] / "configs/shapes.toml"
+CONFIG = Path(__file__).parents[1] / "configs/search/shapes.toml"
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ from qdgs_jax.config import Config, load_config
 from qdgs_jax.datasets import export as dataset
 from qdgs_jax.runs import sampling as runs
 
-CONFIG = Path(__file__).parents[1] / "configs/faces_skin_tone.toml"
+CONFIG = Path(__file__).parents[1] / "configs/search/faces_skin_tone.toml"
 EDGES = (-30, 10, 28, 41, 55)  # degrees
 CLASSES = ("dark", "brown", "tan", "intermediate", "light", "very light")
 NO_SKIN = "no skin"

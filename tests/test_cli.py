@@ -15,8 +15,8 @@ from PIL import Image
 
 from qdgs_jax.cli import run_command
 
-CONFIG = str(Path(__file__).parents[1] / "configs/shapes.toml")
-FACES = str(Path(__file__).parents[1] / "configs/faces_paper.toml")
+CONFIG = str(Path(__file__).parents[1] / "configs/search/shapes.toml")
+FACES = str(Path(__file__).parents[1] / "configs/search/faces_paper.toml")
 SMALL = [
     "--search.generations", "8", "--search.emitters", "2", "--search.batch-size", "3",
     "--search.initial-samples", "64", "--run.log-every", "2", "--run.checkpoint-every", "2",
