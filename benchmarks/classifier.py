@@ -157,7 +157,7 @@ def initial_params(config: RepairConfig, size: int, number: int) -> Any:
 
 
 class InJax:
-    """The trainings as `qdgs_jax.experiments.repair.experiment` runs them on a CPU, one seed at a time."""
+    """The trainings as the experiment runs them on a CPU, one seed at a time."""
 
     def __init__(self, config: RepairConfig, size: int) -> None:
         self.config, self.size = config, size

@@ -6,7 +6,7 @@ Method: plain geometry in numpy, nothing learned and nothing of the encoder that
       smallest channel: 0 on white paper, 0.89 for either colour.
     * Colour: pixels vote by hue, that is by (1 - rgb) / ink, which mixing with white does not
       change. The colour of an image is that of at least 90 % of its foreground; else "neither".
-    * Shape: a square and two triangles (equilateral, as the drawings of `qdgs_jax.shapes.drawings`, and with
+    * Shape: a square and two triangles (equilateral, as our own drawings, and with
       a right angle at the apex, as the paper's) are laid over the foreground with its centroid and
       its area, and turned in steps of 2 degrees. The best intersection over union (IoU) names it.
     * Clean: one colour, an IoU of at least `CLEAN_IOU`, as much ink as that foreground should

@@ -91,8 +91,8 @@ def sample(
         acknowledge_notice: go on where the config has a notice.
     """
     _require_acknowledged(overrides, acknowledge_notice)
-    from qdgs_jax import runs  # jax is slow to import: only when there is work
     from qdgs_jax.emitters.cma_es import single_threaded_blas
+    from qdgs_jax.runs import sampling as runs  # jax is slow to import: only when there is work
 
     single_threaded_blas()
     folder = out or Path("runs") / config.stem

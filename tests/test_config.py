@@ -9,7 +9,7 @@ import pytest
 from qdgs_jax.config import SearchConfig, load_config, parse_config, save_config
 from qdgs_jax.errors import ConfigError
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs/search"
 
 MINIMAL: dict[str, Any] = {
     "objective": {"positive": "a square", "negative": "splatters"},
@@ -17,7 +17,7 @@ MINIMAL: dict[str, Any] = {
 }
 
 
-SEARCHES = sorted(set(CONFIGS.glob("*.toml")) - {CONFIGS / "shapes_debias.toml"})
+SEARCHES = sorted(CONFIGS.glob("*.toml"))
 
 
 @pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)

@@ -1,50 +1,67 @@
-"""The modules form a pipeline: each imports only from those before it."""
+"""The package is a pipeline of stages, modules and folders alike: imports point backwards only."""
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "qdgs_jax"
 ORDER = [
-    "errors", "files", "typing", "config", "models", "shapes", "generators", "encoders", "prompts",
-    "image_measures", "typicality", "jacobian", "scoring", "archive", "emitters", "search",
-    "pretrain", "figures", "runs", "image_folder", "dataset_card", "dataset",
-    "pooled_convolution", "classifier", "fairness", "labelled_folder", "repair", "cli",
+    "typing", "errors", "files", "config", "models", "generators", "encoders", "prompts",
+    "image_measures", "typicality", "jacobian", "scoring", "archives", "emitters", "search",
+    "runs", "datasets", "training", "evaluation", "shapes", "experiments", "cli",
 ]  # fmt: skip
-
+PORTS = {"clip", "dcgan", "stylegan2", "vae"}
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
-def stage(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def module(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported_stages(path: Path) -> set[str]:
+MODULES = {module(path): path for path in SOURCES}
+
+
+def stage(name: str) -> str:
+    return name.split(".")[1] if "." in name else "__init__"
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Modules of the package that a file imports, anywhere in its code."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("qdgs_jax"):
-            parts = node.module.split(".")
-            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
-        if isinstance(node, ast.Import):
-            found |= {
-                alias.name.split(".")[1]
-                for alias in node.names
-                if alias.name.startswith("qdgs_jax.")
-            }
-    return found - {stage(path)}
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if name in MODULES else str(node.module) for name in names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name.split(".")[0] == PACKAGE.name}
 
 
-def test_every_module_has_its_place() -> None:
-    assert {stage(path) for path in SOURCES} - {"__init__", "assets"} == set(ORDER)
+def test_every_stage_has_its_place() -> None:
+    assert {stage(name) for name in MODULES} - {"__init__", "assets"} == set(ORDER)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_backwards(path: Path) -> None:
-    if stage(path) == "__init__":
-        return
-    before = ORDER[: ORDER.index(stage(path))]
-    assert imported_stages(path) <= set(before)
+@pytest.mark.parametrize("name", sorted(set(MODULES) - {"qdgs_jax"}))
+def test_imports_point_backwards(name: str) -> None:
+    here = ORDER.index(stage(name))
+    stages = {stage(other) for other in imported_modules(MODULES[name])} - {stage(name)}
+    assert stages <= set(ORDER[:here])
+
+
+def test_no_import_is_circular() -> None:
+    graph = {name: imported_modules(path) - {name} for name, path in MODULES.items()}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+@pytest.mark.parametrize("port", sorted(PORTS))
+def test_a_port_knows_no_other(port: str) -> None:
+    mine = {name for name in MODULES if name.startswith(f"qdgs_jax.models.{port}")}
+    others = {other for name in mine for other in imported_modules(MODULES[name])} - mine
+    assert not {other for other in others if PORTS - {port} & set(other.split("."))}
 
 
 def test_nothing_needs_torch() -> None:
@@ -54,4 +71,4 @@ def test_nothing_needs_torch() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
-    assert not {root for root in roots if root.split(".")[0] == "torch"}
+    assert "torch" not in {root.split(".")[0] for root in roots}

@@ -30,7 +30,7 @@ Loss: TypeAlias = Callable[[Params, Key, Array, Data], Array]
 PAD, UNKNOWN, START, END = SPECIAL = ("<pad>", "<unk>", "<start>", "<end>")
 CONTEXT_LENGTH = 24
 
-_ASSETS = Path(__file__).parent / "assets"
+_ASSETS = Path(__file__).parents[1] / "assets"
 _VAE = vae.VAEConfig()
 _VISION = clip.TowerConfig(width=128, layers=3, heads=2, mlp_width=256)
 _TEXT = clip.TowerConfig(width=96, layers=2, heads=2, mlp_width=192)

@@ -12,7 +12,7 @@ from qdgs_jax.models import clip, vae
 from qdgs_jax.shapes import drawings as shapes
 from qdgs_jax.shapes import pretraining as pretrain
 
-ASSETS = Path(pretrain.__file__).parent / "assets"
+ASSETS = Path(pretrain.__file__).parents[1] / "assets"
 BRIEF = pretrain.OptimiserConfig(steps=3, batch_size=2)
 TRAININGS = {
     "vae": (

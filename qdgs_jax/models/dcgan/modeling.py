@@ -9,7 +9,7 @@ import dataclasses
 import flax.linen as nn
 import jax.numpy as jnp
 
-from qdgs_jax.models.vae.modeling import TransposedConv
+from qdgs_jax.models.layers.convolutions import TransposedConv
 from qdgs_jax.typing import Images, Key, Latents, Params
 
 

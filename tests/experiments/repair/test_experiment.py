@@ -37,7 +37,7 @@ from qdgs_jax.image_measures import IMAGE_MEASURES
 from qdgs_jax.shapes import drawings as shapes
 from qdgs_jax.training import classifier
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs/experiments"
 SIZE = 12
 BELOW, ABOVE = (-math.inf, 0.0), (0.0, math.inf)
 TINY = RepairConfig(
@@ -270,7 +270,7 @@ def test_mistakes_take_one_sentence(
 
 
 def test_shipped_config() -> None:
-    config = load_repair_config(CONFIGS / "shapes_debias.toml")
+    config = load_repair_config(CONFIGS / "repair.toml")
     assert config == RepairConfig(search=config.search)  # the defaults are the paper's
     assert load_config(Path(config.search)).export.bins
 

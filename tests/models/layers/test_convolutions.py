@@ -1,0 +1,35 @@
+"""Convolutions as products with windows are convolutions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qdgs_jax.models.layers.convolutions import StridedConv, TransposedConv
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4, 3), (1, 5, 2, 1)])
+def test_transposed_convolution_is_exact(shape):
+    x = jax.random.normal(jax.random.key(0), shape)
+    layer = TransposedConv(features=2)
+    params = layer.init(jax.random.key(1), x)["params"]
+    params["bias"] = jnp.array([1.0, -2.0])
+    expected = np.zeros((shape[0], 2 * shape[1] + 2, 2 * shape[2] + 2, 2))
+    for i in range(shape[1]):
+        for j in range(shape[2]):
+            patch = np.einsum("nc,abcf->nabf", x[:, i, j], params["kernel"])
+            expected[:, 2 * i : 2 * i + 4, 2 * j : 2 * j + 4] += patch
+    expected = expected[:, 1:-1, 1:-1] + params["bias"]
+    np.testing.assert_allclose(layer.apply({"params": params}, x), expected, atol=1e-5)
+
+
+def test_strided_convolution_is_exact() -> None:
+    x = jax.random.normal(jax.random.key(0), (2, 6, 8, 3))
+    layer = StridedConv(features=2)
+    params = layer.init(jax.random.key(1), x)["params"]
+    params["bias"] = jnp.array([1.0, -2.0])
+    expected = jax.lax.conv_general_dilated(
+        x, params["kernel"], (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    actual = layer.apply({"params": params}, x)
+    np.testing.assert_allclose(actual, expected + params["bias"], atol=1e-5)
