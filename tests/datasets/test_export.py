@@ -178,6 +178,15 @@ def test_even_over_the_grid_without_bins():
     assert not np.array_equal(rows, dataset.draw_evenly(np.zeros(100, int), 1, 1030, seed=1))
 
 
+def test_every_elite_of_a_bin_is_drawn_before_any_again() -> None:
+    bin = np.array([0, 1, -1, 1, 0, 1])
+    rows = dataset.draw_evenly(bin, 3, 18, seed=2)
+    assert len(rows) == 12  # nothing for bin 2, which is empty
+    np.testing.assert_array_equal(np.sort(rows[:6].reshape(3, 2)), [[0, 4]] * 3)
+    np.testing.assert_array_equal(np.sort(rows[6:].reshape(2, 3)), [[1, 3, 5]] * 2)
+    assert len(dataset.draw_evenly(bin, 2, 5, seed=0)) == 5
+
+
 def test_empty_bins_are_listed_and_shift_nothing(run, tmp_path):
     full = dataset.export(run(LEFT, RIGHT), tmp_path / "full", count=20)
     with_gap = dataset.export(run(LEFT, NOWHERE, RIGHT), tmp_path / "gap", count=30)
@@ -237,6 +246,15 @@ def test_nearest_bins_count_in_spans_of_the_ranges():
     assert nearest(config, bins, measures).tolist() == [0, 0, 1, 1, 1, -1]
     config = dataclasses.replace(config, measures=(wide, config.measures[1]))
     assert nearest(config, bins, measures).tolist() == [0, 0, 1, 0, 1, -1]
+
+
+def test_distances_to_a_bin_are_euclidean() -> None:
+    """Of (0, 0), "corner" is 0.3 away in both measures and "edge" 0.4 in one: 0.42 and 0.4."""
+    corner = BinConfig(name="corner", label="a", where={"x": (0.3, 1.0), "y": (0.3, 1.0)})
+    edge = BinConfig(name="edge", label="b", where={"x": (-1.0, -0.4)})
+    measures = np.array([[0, 0], [0.02, 0.02]])
+    nearest = dataset.assign_bins(make_config(), (corner, edge), measures, nearest=True)
+    np.testing.assert_array_equal(nearest, [1, 0])
 
 
 def test_an_edge_belongs_to_the_bin_that_holds_it_not_to_its_neighbour():
@@ -614,52 +632,6 @@ def test_baseline_labels_by_the_nearest_bin_on_demand(tmp_path):
     for record in records(tmp_path):
         assert record["label_name"] == ("less" if record["measure_x"] < 0.6 else "more")
     assert "labelled by the nearest bin" in (tmp_path / "README.md").read_text()
-
-
-def ranged(*ranges: tuple[float, float], bins: tuple[BinConfig, ...]) -> Config:
-    """A config with a measure for each range, named x, y, ..."""
-    measures = tuple(
-        MeasureConfig(name=name, low="low", high="high", range=range)
-        for name, range in zip("xyz", ranges, strict=False)
-    )
-    return dataclasses.replace(make_config(*bins), measures=measures)
-
-
-def test_the_nearest_bin_is_so_in_spans_of_each_measure() -> None:
-    """From (2, 0), bin "a" is 1 of 10 away, "b" 30 of 1000, and "c" both of 2 of 10 and 10."""
-    bins = (
-        BinConfig(name="a", label="a", where={"x": (-5.0, 1.0)}),
-        BinConfig(name="b", label="b", where={"y": (30.0, 90.0)}),
-        BinConfig(name="c", label="c", where={"x": (4.0, 5.0), "y": (10.0, 11.0)}),
-    )
-    config = ranged((-5, 5), (-500, 500), bins=bins)
-    points = [(2, 0), (1.2, 0), (3.9, 9), (3.9, -30), (2, 120), (0, 50), (4, 10), (1, 11.0)]
-    measures = np.array(points, np.float32)
-    nearest = dataset.assign_bins(config, bins, measures, nearest=True)
-    np.testing.assert_array_equal(nearest, [1, 0, 2, 2, 1, 0, 2, 0])
-    inside = dataset.assign_bins(config, bins, measures)
-    np.testing.assert_array_equal(inside, [-1, -1, -1, -1, -1, 0, 2, -1])
-
-
-def test_distances_to_a_bin_are_euclidean() -> None:
-    """Of (0, 0), "corner" is 0.3 away in both measures and "edge" 0.4 in one: 0.42 and 0.4."""
-    corner = BinConfig(name="corner", label="a", where={"x": (0.3, 1.0), "y": (0.3, 1.0)})
-    edge = BinConfig(name="edge", label="b", where={"x": (-1.0, -0.4)})
-    config = ranged((0, 1), (0, 1), bins=(corner, edge))
-    measures = np.array([[0, 0], [0.02, 0.02], [np.nan, 0.5], [np.inf, 0.5]])
-    nearest = dataset.assign_bins(config, (corner, edge), measures, nearest=True)
-    np.testing.assert_array_equal(nearest, [1, 0, -1, -1])
-
-
-def test_bins_hold_their_lower_ends_alone_and_the_first_wins() -> None:
-    bins = (
-        BinConfig(name="a", label="a", where={"x": (0.0, 1.0)}),
-        BinConfig(name="b", label="b", where={"x": (0.5, 2.0), "y": (0.0, 1.0)}),
-    )
-    config = ranged((-1, 1), (-1, 1), bins=bins)
-    measures = np.array([[0, 0], [0.5, 0], [1, 0], [1, 1], [2, 0.5], [1, -0.1], [-0.1, 0]])
-    assigned = dataset.assign_bins(config, bins, measures)
-    np.testing.assert_array_equal(assigned, [0, 0, 1, -1, -1, -1, -1])
 
 
 def test_baseline_scores_what_it_renders(tmp_path):

@@ -28,6 +28,7 @@ def test_gaussian_noise_about_random_elites(archive: ArchiveState) -> None:
     state = emitter.init(KEY, jnp.full((2, 4), -5.0))
     latents = emitter.ask(state, archive, KEY)[1].latents
     assert latents.shape == (1000, 4)
+    assert emitter.evaluations == 1000
     near = np.round(latents / 10) * 10
     assert np.std(latents - near) == pytest.approx(0.1, rel=0.05)
     assert near.mean() == pytest.approx(5, abs=0.6)
@@ -57,6 +58,7 @@ def test_gradient_operator_moves_elites_up_and_anywhere_in_measures(archive: Arc
     points = emitter.points(state, archive, KEY)
     jacobian = jnp.broadcast_to(3 * jnp.eye(2, 4), (400, 2, 4)).at[0, 1].set(jnp.nan)
     latents = emitter.ask(state, archive, KEY, Gradients(points, jacobian))[1].latents
+    assert emitter.evaluations == len(points) + len(latents)
     step = latents - points
     assert set(np.unique(points)) == {0.0, 10.0}
     assert step[:, 0].min() >= 0  # the objective's coefficient is positive

@@ -34,6 +34,13 @@ def test_measures_by_hand() -> None:
     np.testing.assert_allclose(same["worst"], [0.6, 0.6])
 
 
+def test_odds_are_compared_within_a_label() -> None:
+    """Three labels of two groups each, whose rates differ by 0.1, 0.2 and 0.3 at most."""
+    counts = np.array([[9, 1, 0], [8, 1, 1], [2, 6, 2], [1, 8, 1], [3, 3, 4], [1, 2, 7]])
+    measured = fairness.measure(counts, np.array([0, 0, 1, 1, 2, 2]))
+    assert measured["equalised odds gap"] == pytest.approx(0.3)
+
+
 def test_intervals_hold_the_measure_and_shrink() -> None:
     counts = np.array([[9, 1], [3, 2], [4, 0], [0, 1]])
     few, many = (fairness.intervals(n * counts, GROUPS.labels) for n in (1, 1000))
