@@ -121,8 +121,9 @@ def sample_randomly(problem: runs.Problem, evaluations: int) -> tuple[np.ndarray
     for start in range(0, evaluations, size):
         latents = problem.generator.sample(jax.random.fold_in(latent_key, start), size)
         key = jax.random.fold_in(score_key, start)
-        objective, measures = score(problem.params, key, latents)
-        found.append(jax.device_get((archive.index_of(measures), objective, latents)))
+        scores, _ = score(problem.params, key, latents, ())
+        cells = archive.index_of(scores.measures)
+        found.append(jax.device_get((cells, scores.objective, latents)))
     columns = (np.concatenate(each)[:evaluations] for each in zip(*found, strict=True))
     cells, objective, latents = columns
     order = np.argsort(-objective, kind="stable")

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib.metadata
 import json
 import os
 import sys
@@ -43,6 +44,9 @@ def main() -> None:
 def run_command(arguments: list[str]) -> int:
     """Runs one command; mistakes and failures become one sentence on standard error."""
     warnings.showwarning = _show_warning
+    if arguments == ["--version"]:
+        print(f"qdgs {importlib.metadata.version('qdgs-jax')}")
+        return 0
     try:
         config = _named_config(arguments)
         repair_config = _named_repair_config(arguments)
@@ -57,7 +61,7 @@ def run_command(arguments: list[str]) -> int:
             },
             prog="qdgs",
             description="Quality-Diversity Generative Sampling: balanced synthetic datasets from "
-            "biased generators.",
+            "biased generators. `qdgs --version` prints the version.",
             args=arguments,
             config=(FlagCreatePairsOff,),
         )
@@ -91,10 +95,8 @@ def sample(
         acknowledge_notice: go on where the config has a notice.
     """
     _require_acknowledged(overrides, acknowledge_notice)
-    from qdgs_jax.emitters.cma_es import single_threaded_blas
     from qdgs_jax.runs import sampling as runs  # jax is slow to import: only when there is work
 
-    single_threaded_blas()
     folder = out or Path("runs") / config.stem
     with _progress(overrides.search.generations) as report:
         summary = runs.sample(overrides, folder, resume=resume, report=report)
@@ -183,7 +185,6 @@ def train(
         out: folder of the results; runs/NAME-OF-THE-CONFIG or runs/train if not given.
         resume: go on with the results in that folder.
     """
-    from qdgs_jax.emitters.cma_es import single_threaded_blas
     from qdgs_jax.evaluation import fairness
     from qdgs_jax.experiments.repair import experiment as repairs
 
@@ -195,7 +196,6 @@ def train(
             overrides, folder, train=train, repair=repair, test=test, group=group, resume=resume
         )
     elif overrides.search:
-        single_threaded_blas()
         search = load_config(Path(overrides.search))
         results = repairs.run_experiment(overrides, search, folder, resume=resume)
     else:

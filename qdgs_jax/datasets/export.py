@@ -205,9 +205,10 @@ def baseline(
     measures = np.empty((count, len(config.measures)), np.float32)
     for start in range(0, count, size):
         key = jax.random.fold_in(score_key, start)
-        scores = jax.device_get(score(problem.params, key, latents(start)))
+        scores, _ = jax.device_get(score(problem.params, key, latents(start), ()))
         end = min(start + size, count)
-        objective[start:end], measures[start:end] = (values[: end - start] for values in scores)
+        objective[start:end] = scores.objective[: end - start]
+        measures[start:end] = scores.measures[: end - start]
 
     bin = assign_bins(config, bins, measures, nearest=nearest_bin)
     cell = np.asarray(problem.search.archive.index_of(jnp.asarray(measures)))

@@ -26,8 +26,8 @@ from qdax.core.emitters.emitter import EmitterState
 from qdgs_jax import archives
 from qdgs_jax.archives import Archive, ArchiveState
 from qdgs_jax.emitters import Asked, Emitter, GradientEmitter, Gradients, State
-from qdgs_jax.jacobian import with_jacobian
-from qdgs_jax.typing import Array, Key, Latents
+from qdgs_jax.jacobian import Memory, Scores, with_jacobian
+from qdgs_jax.typing import Array, Key, Latents, Params
 
 Genotypes = Any  # a pytree of leaves [N, ...]
 ScoringFunction = Callable[[Genotypes, Key], tuple[Array, Array, dict[str, Any]]]
@@ -193,12 +193,14 @@ class QDaxEmitter(QDaxBase):
         scoring_function = self._score
         assert scoring_function is not None
 
-        def score(params: None, key: Key, latents: Latents) -> tuple[Array, Array]:
+        def score(
+            params: Params, key: Key, latents: Latents, memory: Memory
+        ) -> tuple[Scores, Memory]:
             fitnesses, descriptors, _ = scoring_function(jax.vmap(unravel)(latents), key)
-            return fitnesses.reshape(-1), descriptors
+            return Scores(fitnesses.reshape(-1), descriptors), memory
 
-        _, _, jacobian = with_jacobian(score)(None, key, points)
-        return Gradients(points, jacobian)
+        scores, _ = with_jacobian(score)(None, key, points, ())
+        return Gradients(points, scores.jacobian)
 
 
 def ravel(genotypes: Genotypes) -> tuple[Latents, Callable[[Array], Genotypes]]:

@@ -38,7 +38,7 @@ from qdgs_jax.errors import CheckpointError, ConfigError, QDGSError
 from qdgs_jax.generators import Generator
 from qdgs_jax.prompts import embed_prompts
 from qdgs_jax.runs import figures
-from qdgs_jax.scoring import Score, make_score, with_jacobian
+from qdgs_jax.scoring import ImageScore, make_score
 from qdgs_jax.search import Search, SearchState
 from qdgs_jax.typing import Key, Latents, Params
 
@@ -58,7 +58,7 @@ class Problem:
     encoder: Encoder | None
     """None where no prompt needs one."""
     params: Params
-    score: Score
+    score: ImageScore
     search: Search
 
     def initial_latents(self) -> tuple[Key, Latents]:
@@ -115,7 +115,7 @@ def load_problem(config: Config) -> Problem:
     lower, upper = zip(*(measure.ends for measure in config.measures), strict=True)
     cells = GridArchive(tuple(measure.cells for measure in config.measures), lower, upper)
     made = search.make_search(
-        options, cells, score, with_jacobian(score), init_memory=score.init_memory
+        options, cells, score, score.with_jacobian(), init_memory=score.init_memory
     )
     return Problem(config, generator, encoder, params, score, made)
 
@@ -194,13 +194,16 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _resolve_ranges(config: Config, generator: Generator, score: Score, params: Params) -> Config:
+def _resolve_ranges(
+    config: Config, generator: Generator, score: ImageScore, params: Params
+) -> Config:
     """Puts numbers for `auto`: the span of random samples, a quarter wider at either end."""
     if all(measure.range != "auto" for measure in config.measures):
         return config
     latents_key, score_key = jax.random.split(jax.random.split(jax.random.key(config.seed), 3)[0])
     latents = generator.sample(latents_key, config.search.initial_samples)
-    measures = np.asarray(jax.jit(score)(params, score_key, latents)[1], np.float64)
+    scores, _ = jax.jit(score)(params, score_key, latents, ())
+    measures = np.asarray(scores.measures, np.float64)
     finite = measures[np.isfinite(measures).all(axis=1)]
     if not len(finite) or (np.ptp(finite, axis=0) == 0).any():
         raise QDGSError(

@@ -130,11 +130,10 @@ def test_archive_and_table_agree_and_hold_true_scores(tmp_path: Path, config: Co
     np.testing.assert_array_equal(values[:, 6], elites.objective)
 
     problem = runs.load_problem(run.config)
-    objective, measures = problem.score(
-        problem.params, jax.random.key(0), jnp.asarray(elites.latents)
-    )
-    np.testing.assert_allclose(objective, elites.objective, rtol=1e-5)
-    np.testing.assert_allclose(measures, elites.measures, atol=1e-5)
+    latents = jnp.asarray(elites.latents)
+    scores, _ = problem.score(problem.params, jax.random.key(0), latents, ())
+    np.testing.assert_allclose(scores.objective, elites.objective, rtol=1e-5)
+    np.testing.assert_allclose(scores.measures, elites.measures, atol=1e-5)
     np.testing.assert_array_equal(
         problem.search.archive.index_of(jnp.asarray(elites.measures)), elites.index
     )
@@ -147,7 +146,7 @@ def test_auto_ranges_are_recorded_and_hold_the_random_samples(
     problem = runs.load_problem(config)
     assert runs.load_run(tmp_path / "run").config == problem.config
     _, latents = problem.initial_latents()
-    _, measures = problem.score(problem.params, jax.random.key(0), latents)
+    measures = problem.score(problem.params, jax.random.key(0), latents, ())[0].measures
     low, high = zip(*(measure.range for measure in problem.config.measures), strict=True)
     assert ((measures > jnp.array(low)) & (measures < jnp.array(high))).mean() > 0.95
 
