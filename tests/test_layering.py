@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "qdgs_jax"
 ORDER = [
     "typing", "errors", "files", "config", "models", "generators", "encoders", "prompts",
     "image_measures", "typicality", "jacobian", "scoring", "archives", "emitters", "search",
-    "runs", "datasets", "training", "evaluation", "shapes", "experiments", "cli",
+    "problem", "runs", "datasets", "training", "evaluation", "shapes", "experiments", "cli",
 ]  # fmt: skip
 PORTS = {"clip", "dcgan", "stylegan2", "vae"}
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -25,6 +25,7 @@ from qdgs_jax.datasets.image_folder import ImageTable
 from qdgs_jax.errors import ConfigError, QDGSError
 from qdgs_jax.generators import Generator
 from qdgs_jax.models.checkpoint import sha256
+from qdgs_jax.problem import load_problem
 from qdgs_jax.runs import sampling as runs
 from qdgs_jax.typing import Latents, Params
 
@@ -182,7 +183,7 @@ def baseline(
     """
     bins = _bins(config)
     _require_numbers(count, seed)
-    problem = runs.load_problem(config)
+    problem = load_problem(config)
     config, generator = problem.config, problem.generator
     header = _header(
         config,

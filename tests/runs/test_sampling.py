@@ -22,6 +22,7 @@ from qdgs_jax.encoders import Encoder
 from qdgs_jax.errors import ConfigError, QDGSError
 from qdgs_jax.generators import Generator
 from qdgs_jax.models import stylegan2
+from qdgs_jax.problem import load_problem
 from qdgs_jax.runs import sampling as runs
 
 SIDE = 4
@@ -129,7 +130,7 @@ def test_archive_and_table_agree_and_hold_true_scores(tmp_path: Path, config: Co
     np.testing.assert_array_equal(values[:, 1:6], elites.latents)
     np.testing.assert_array_equal(values[:, 6], elites.objective)
 
-    problem = runs.load_problem(run.config)
+    problem = load_problem(run.config)
     latents = jnp.asarray(elites.latents)
     scores, _ = problem.score(problem.params, jax.random.key(0), latents, ())
     np.testing.assert_allclose(scores.objective, elites.objective, rtol=1e-5)
@@ -143,7 +144,7 @@ def test_auto_ranges_are_recorded_and_hold_the_random_samples(
     tmp_path: Path, config: Config
 ) -> None:
     runs.sample(config, tmp_path / "run")
-    problem = runs.load_problem(config)
+    problem = load_problem(config)
     assert runs.load_run(tmp_path / "run").config == problem.config
     _, latents = problem.initial_latents()
     measures = problem.score(problem.params, jax.random.key(0), latents, ())[0].measures
@@ -320,7 +321,7 @@ def test_a_run_compiles_its_search_once(
 
 
 def test_weights_are_arguments_not_constants(config: Config) -> None:
-    problem = runs.load_problem(config)
+    problem = load_problem(config)
     state = jax.eval_shape(
         functools.partial(search.init, problem.search), problem.params, *problem.initial_latents()
     )
