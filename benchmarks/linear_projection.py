@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from qdgs_jax import archives
 from qdgs_jax import search as searches
 from qdgs_jax.archives import GridArchive
-from qdgs_jax.config import SearchConfig
+from qdgs_jax.config import SERVES, SearchConfig
 from qdgs_jax.jacobian import Memory, Scores, with_jacobian
 from qdgs_jax.search import Search
 from qdgs_jax.typing import Array, Key, Latents, Measures, Objective, Params
@@ -71,17 +71,18 @@ class Setting:
     @property
     def search(self) -> Search:
         """The search over this task."""
+        options = {
+            "learning_rate": self.alpha, "step_size": self.step_size, "optimizer": self.optimizer,
+            "selection": self.selection, "restart": self.restart, "strategy": self.strategy,
+        }  # fmt: skip
+        if self.algorithm in ("cma_me", "cma_mae") and self.strategy != "openai_es":
+            del options["step_size"]
         config = SearchConfig(
             algorithm=self.algorithm,
             emitters=self.emitters,
             batch_size=self.batch,
             sigma0=self.sigma0,
-            learning_rate=self.alpha,
-            step_size=self.step_size,
-            optimizer=self.optimizer,
-            selection=self.selection,
-            restart=self.restart,
-            strategy=self.strategy,
+            **{name: value for name, value in options.items() if self.algorithm in SERVES[name]},
         )
         task = TASKS[self.task]
 

@@ -1,6 +1,7 @@
 """The command `qdgs`: each subcommand is a few lines around one public function."""
 
 import contextlib
+import dataclasses
 import functools
 import importlib.metadata
 import json
@@ -20,13 +21,15 @@ from qdgs_jax.config import (
     Config,
     MeasureConfig,
     ObjectiveConfig,
-    RepairConfig,
     load_config,
-    load_repair_config,
 )
 from qdgs_jax.errors import ConfigError, QDGSError
+from qdgs_jax.experiments.repair.config import RepairConfig, load_repair_config
+from qdgs_jax.schema import read_toml
+from qdgs_jax.training.config import TrainConfig, load_train_config
 
 Overrides = Annotated[Config, arg(name="")]
+TrainOverrides = Annotated[TrainConfig, arg(name="")]
 RepairOverrides = Annotated[RepairConfig, arg(name="")]
 
 # What `--help` shows as defaults when no config is named.
@@ -48,21 +51,28 @@ def run_command(arguments: list[str]) -> int:
         print(f"qdgs {importlib.metadata.version('qdgs-jax')}")
         return 0
     try:
-        config = _named_config(arguments)
-        repair_config = _named_repair_config(arguments)
+        config = _named(arguments, ("sample",), ("baseline",)) or _ANY_CONFIG
         tyro.extras.subcommand_cli_from_dict(
             {
                 "sample": functools.partial(sample, overrides=config),
                 "export": export,
                 "baseline": functools.partial(baseline, overrides=config),
-                "train": functools.partial(train, overrides=repair_config),
+                "train": functools.partial(
+                    train, overrides=_named(arguments, ("train",)) or TrainConfig()
+                ),
+                "experiment repair": functools.partial(
+                    repair_experiment,
+                    overrides=_named(arguments, ("experiment", "repair")) or RepairConfig(),
+                ),
                 "convert": convert,
                 "pretrain": pretrain,
             },
             prog="qdgs",
             description="Quality-Diversity Generative Sampling: balanced synthetic datasets from "
             "biased generators. `qdgs --version` prints the version.",
-            args=arguments,
+            args=[" ".join(arguments[:2]), *arguments[2:]]  # one word to tyro
+            if arguments[:1] == ["experiment"]
+            else arguments,
             config=(FlagCreatePairsOff,),
         )
     except QDGSError as error:
@@ -94,6 +104,7 @@ def sample(
         resume: go on from the last checkpoint of the run folder.
         acknowledge_notice: go on where the config has a notice.
     """
+    _require_read(config, overrides)
     _require_acknowledged(overrides, acknowledge_notice)
     from qdgs_jax.runs import sampling as runs  # jax is slow to import: only when there is work
 
@@ -149,10 +160,10 @@ def baseline(
         nearest_bin: label images that no bin holds by the nearest one, instead of not at all.
         acknowledge_notice: go on where the config has a notice.
     """
+    _require_read(config, overrides)
     _require_acknowledged(overrides, acknowledge_notice)
     from qdgs_jax.datasets import export as dataset
 
-    del config  # read into the overrides' defaults
     balance = dataset.baseline(
         overrides,
         out,
@@ -166,42 +177,66 @@ def baseline(
 def train(
     config: Positional[Path | None] = None,
     *,
-    overrides: RepairOverrides,
+    overrides: TrainOverrides,
     train: Path | None = None,
-    repair: Path | None = None,
     test: Path | None = None,
     group: str | None = None,
-    out: Path | None = None,
+    repair: Path | None = None,
+    out: Path = Path("runs/train"),
     resume: bool = False,
 ) -> None:
-    """Repair biased classifiers: the experiment of a config, or with your own folders of images.
+    """Train a classifier on a folder of images, repair it with another, test it by group.
 
     Args:
         config: TOML file; each of its values can be overridden by an option.
-        train: instead of the experiment: class folders of images to train on.
-        repair: class folders of images to go on with.
+        train: class folders of images to train on.
+        repair: class folders of images to fine-tune with.
         test: class folders of images to test on, with a metadata.jsonl.
-        group: column of the test's metadata.jsonl that names the groups to be fair to.
-        out: folder of the results; runs/NAME-OF-THE-CONFIG or runs/train if not given.
-        resume: go on with the results in that folder.
+        group: column of the test's metadata.jsonl that names the groups to compare.
+        out: folder of the results.
+        resume: continue with the results in that folder.
     """
-    from qdgs_jax.evaluation import fairness
-    from qdgs_jax.experiments.repair import experiment as repairs
-
-    folder = out or Path("runs") / (config.stem if config else "train")
-    if train or repair or test or group:
-        if not (train and test and group):
-            raise ConfigError("Folders need all of --train, --test and --group: add what lacks.")
-        results = repairs.repair_folders(
-            overrides, folder, train=train, repair=repair, test=test, group=group, resume=resume
-        )
-    elif overrides.search:
-        search = load_config(Path(overrides.search))
-        results = repairs.run_experiment(overrides, search, folder, resume=resume)
-    else:
+    del config  # read into the overrides' defaults
+    if not (train and test and group):
         raise ConfigError(
-            "Nothing to train on: name a config with `search`, or give --train, --test, --group."
+            "Folders of images need all of --train, --test and --group: add what is missing, or "
+            "run an experiment by `qdgs experiment repair CONFIG`."
         )
+    from qdgs_jax.experiments.repair import experiment
+
+    results = experiment.repair_folders(
+        overrides, out, train=train, repair=repair, test=test, group=group, resume=resume
+    )
+    _tell_results(out, results)
+
+
+def repair_experiment(
+    config: Positional[Path],
+    *,
+    overrides: RepairOverrides,
+    out: Path | None = None,
+    resume: bool = False,
+) -> None:
+    """Repair classifiers that were trained on colour-biased drawings (QDGS, shapes domain).
+
+    Args:
+        config: TOML file; each of its values can be overridden by an option.
+        out: folder of the results; runs/NAME-OF-THE-CONFIG if not given.
+        resume: continue with the results in that folder.
+    """
+    from qdgs_jax.experiments.repair import experiment
+
+    if not overrides.search:
+        raise ConfigError(f"{config} names no `search` that makes its images: add one.")
+    folder = out or Path("runs") / config.stem
+    search = load_config(Path(overrides.search))
+    results = experiment.run_experiment(overrides, search, folder, resume=resume)
+    _tell_results(folder, results)
+
+
+def _tell_results(folder: Path, results: dict[str, Any]) -> None:
+    from qdgs_jax.evaluation import fairness
+
     _tell({"results": str(folder), **results, "table": fairness.table(results["rows"])}, "{table}")
 
 
@@ -250,21 +285,71 @@ def _require_acknowledged(config: Config, acknowledged: bool) -> None:
         raise ConfigError(f"{NOTICES[config.notice]} Go on with --acknowledge-notice.")
 
 
-def _named_config(arguments: list[str]) -> Config:
-    """The config file among the arguments; its values are the defaults of the options."""
-    if arguments[:1] not in (["sample"], ["baseline"]):
-        return _ANY_CONFIG
-    named = [path for path in arguments[1:] if path.endswith(".toml")]
-    first = [path for path in arguments[1:2] if not path.startswith("-")]
-    return load_config(Path((named or first)[0])) if named or first else _ANY_CONFIG
+def _named(arguments: list[str], *commands: tuple[str, ...]) -> Any:
+    """The config file among the arguments of a command; its values are the options' defaults."""
+    for command in commands:
+        if tuple(arguments[: len(command)]) == command:
+            path = _config_path(arguments[len(command) :])
+            return path and _load(path, command)
+    return None
 
 
-def _named_repair_config(arguments: list[str]) -> RepairConfig:
-    """The same for `train`, which can do without a file."""
-    named = arguments[:1] == ["train"] and [
-        path for path in arguments[1:2] if not path.startswith("-")
-    ]
-    return load_repair_config(Path(named[0])) if named else RepairConfig()
+# Kinds of configs: the commands that take them, and how they are read.
+_KINDS: dict[Any, tuple[str, Callable[[Path], Any]]] = {
+    Config: ("sample", load_config),
+    RepairConfig: ("experiment repair", load_repair_config),
+    TrainConfig: ("train", load_train_config),
+}
+
+
+def _load(path: Path, command: tuple[str, ...]) -> Any:
+    """Reads the config of a command; of another command's, told by its tables, names that.
+
+    Raises:
+        ConfigError: it cannot be read, or is of another command.
+    """
+    keys = read_toml(path).keys()
+    known = {kind: len(keys & {f.name for f in dataclasses.fields(kind)}) for kind in _KINDS}
+    wanted = {"experiment": RepairConfig, "train": TrainConfig}.get(command[0], Config)
+    best = max(known, key=lambda kind: known[kind])
+    if known[best] > known[wanted]:
+        raise ConfigError(
+            f"{path} is no config of `qdgs {' '.join(command)}`: "
+            f"run `qdgs {_KINDS[best][0]} {path}`."
+        )
+    return _KINDS[wanted][1](path)
+
+
+# Options that take no value; every other takes the arguments behind it.
+_FLAGS = {"resume", "acknowledge-notice", "nearest-bin", "help", "random-crops", "rematerialise"}
+
+
+def _config_path(arguments: list[str]) -> Path | None:
+    """The first argument that is neither an option nor an option's value: the config file."""
+    takes_values = False
+    for argument in arguments:
+        if argument.startswith("-") and not _is_number(argument):
+            name = argument.lstrip("-").split(".")[-1].replace("_", "-").removeprefix("no-")
+            takes_values = "=" not in argument and name not in _FLAGS | {"h"}
+        elif not takes_values:
+            return Path(argument)
+        else:  # several numbers may be one option's; anything else stands alone
+            takes_values = _is_number(argument)
+    return None
+
+
+def _is_number(argument: str) -> bool:
+    try:
+        float(argument)
+    except ValueError:
+        return False
+    return True
+
+
+def _require_read(config: Path, overrides: Config) -> None:
+    """Refuses to go on with placeholders where a config was named but not found."""
+    if overrides.objective == _ANY_CONFIG.objective:
+        raise ConfigError(f"The config {config} must come before options of several values.")
 
 
 @contextlib.contextmanager

@@ -38,8 +38,6 @@ class Generator:
 
     name: str
     """Built-in name, or last part of the path."""
-    sha256: str
-    """Of the file of weights, in hex."""
     latent_size: int
     """D."""
     image_size: int
@@ -49,6 +47,8 @@ class Generator:
     loaded: call it outside of compiled programs, which would take in its weights."""
     render: Callable[[Params, Latents], Images]
     """(params, latents [N, D]) -> images [N, H, W, 3], RGB in [0, 1]."""
+    sha256: str = ""
+    """Of the file of weights, in hex; empty for a generator that comes from no file."""
 
 
 def load(

@@ -36,8 +36,11 @@ class Problem:
         return search_key, self.generator.sample(latents_key, self.config.search.initial_samples)
 
 
-def load_problem(config: Config) -> Problem:
+def load_problem(config: Config, *, generator: tuple[Generator, Params] | None = None) -> Problem:
     """Loads the models, embeds the prompts and replaces `auto` ranges by numbers.
+
+    Args:
+        generator: a generator of one's own and its weights, instead of the config's.
 
     Raises:
         ConfigError: a name, prompt or size in the config is impossible.
@@ -49,24 +52,24 @@ def load_problem(config: Config) -> Problem:
             f"search.initial_samples ({options.initial_samples}) must be at least "
             f"search.emitters ({options.emitters}): raise it."
         )
-    generator, generator_params = generators.load(**dataclasses.asdict(config.generator))
+    source, source_params = generator or generators.load(**dataclasses.asdict(config.generator))
     encoder, encoder_params = None, None
     if config.has_prompts:
         encoder, encoder_params = encoders.load(
             config.encoder.model, precision=config.encoder.precision
         )
     prompts = embed_prompts(config, encoder, encoder_params)
-    params = {"generator": generator_params, "encoder": encoder_params, "prompts": prompts}
+    params = {"generator": source_params, "encoder": encoder_params, "prompts": prompts}
     if config.objective.typicality:
-        params["typical"] = typicality.fit(generator, generator_params)
-    score = make_score(config, generator, encoder)
-    config = _resolve_ranges(config, generator, score, params)
+        params["typical"] = typicality.fit(source, source_params)
+    score = make_score(config, source, encoder)
+    config = _resolve_ranges(config, source, score, params)
     lower, upper = zip(*(measure.ends for measure in config.measures), strict=True)
     cells = GridArchive(tuple(measure.cells for measure in config.measures), lower, upper)
     made = search.make_search(
         options, cells, score, score.with_jacobian(), init_memory=score.init_memory
     )
-    return Problem(config, generator, encoder, params, score, made)
+    return Problem(config, source, encoder, params, score, made)
 
 
 def _resolve_ranges(

@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "qdgs_jax"
 ORDER = [
-    "typing", "errors", "files", "config", "models", "generators", "encoders", "prompts",
+    "typing", "errors", "files", "schema", "config", "models", "generators", "encoders", "prompts",
     "image_measures", "typicality", "jacobian", "scoring", "archives", "emitters", "search",
     "problem", "runs", "datasets", "training", "evaluation", "shapes", "experiments", "cli",
 ]  # fmt: skip

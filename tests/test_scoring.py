@@ -40,7 +40,7 @@ def embed_images(params, images):
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-GENERATOR = Generator("fake", "", LATENT, SIDE, lambda key, n: normal(0, n, LATENT), render)
+GENERATOR = Generator("fake", LATENT, SIDE, lambda key, n: normal(0, n, LATENT), render)
 ENCODER = Encoder("fake", "", SIZE, embed_images, None, None, None)  # type: ignore[arg-type]
 
 

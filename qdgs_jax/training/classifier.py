@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from qdgs_jax.config import ClassifierConfig, TrainingConfig
 from qdgs_jax.models.layers.pooled_convolution import in_parts, pooled_convolution
+from qdgs_jax.training.config import ClassifierConfig, TrainingConfig
 from qdgs_jax.typing import Array, Images, Key, Params
 
 TESTED_AT_ONCE = 100  # images

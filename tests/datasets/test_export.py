@@ -57,7 +57,7 @@ def make_generator(sha256: str = "a" * 64) -> tuple[Generator, Any]:
     def sample(key: Any, n: int) -> Any:
         return jax.random.uniform(key, (n, 2), minval=-1, maxval=1)
 
-    return Generator("flat", sha256, 2, 4, sample, render), jnp.int32(1)
+    return Generator("flat", 2, 4, sample, render, sha256), jnp.int32(1)
 
 
 def make_encoder() -> tuple[Encoder, Any]:
@@ -563,7 +563,7 @@ def test_rendering_streams_in_chunks_compiled_once(run, tmp_path, monkeypatch):
         return render(params, latents)
 
     generator, params = make_generator()
-    fake = Generator("flat", "a" * 64, 2, 4, generator.sample, traced)
+    fake = Generator("flat", 2, 4, generator.sample, traced, "a" * 64)
     monkeypatch.setattr(generators, "load", lambda model, **_: (fake, params))
     sizes = []
     write = image_folder.write

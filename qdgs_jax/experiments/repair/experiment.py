@@ -25,18 +25,20 @@ import numpy as np
 from tqdm import tqdm
 
 from qdgs_jax import files, generators
-from qdgs_jax.config import Config, RepairConfig
+from qdgs_jax.config import Config
 from qdgs_jax.datasets import class_folders as labelled_folder
 from qdgs_jax.datasets import export as dataset
 from qdgs_jax.datasets.class_folders import LabelledImages, read_folder
 from qdgs_jax.errors import ConfigError
 from qdgs_jax.evaluation import fairness
 from qdgs_jax.evaluation.fairness import Groups
+from qdgs_jax.experiments.repair.config import LABELS, RepairConfig
 from qdgs_jax.runs import figures
 from qdgs_jax.runs import sampling as runs
 from qdgs_jax.shapes import drawings as shapes
 from qdgs_jax.training import classifier
 from qdgs_jax.training.classifier import Data
+from qdgs_jax.training.config import TrainConfig
 from qdgs_jax.typing import Array, Key
 
 BEFORE = "before repair"
@@ -111,7 +113,7 @@ def run_experiment(
 
 
 def repair_folders(
-    config: RepairConfig,
+    config: TrainConfig,
     out: Path,
     *,
     train: Path,
@@ -123,7 +125,6 @@ def repair_folders(
     """Trains on one ImageFolder, repairs with another, tests by group on a third.
 
     Args:
-        config: its classifier, training and number of seeds are used.
         out: folder to write, or with `resume` to go on in.
         train: images in class folders.
         test: images in class folders, with a metadata.jsonl.
@@ -163,7 +164,7 @@ def repair_folders(
 
 
 def _train_and_test(
-    config: RepairConfig,
+    config: TrainConfig,
     out: Path,
     seeds: Sequence[int],
     first: Sequence[Data],
@@ -227,7 +228,7 @@ def epochs_of(config: RepairConfig, arm: str) -> int:
     return epochs
 
 
-def _bar(config: RepairConfig, trainings: int, repair_epochs: dict[str, int]) -> tqdm:
+def _bar(config: TrainConfig, trainings: int, repair_epochs: dict[str, int]) -> tqdm:
     epochs = config.training.epochs + sum(repair_epochs.values())
     return tqdm(total=trainings * epochs, unit="epoch", disable=None, dynamic_ncols=True)
 
@@ -274,8 +275,8 @@ def _make_arms(
     made = {
         "biased": lambda: biased,
         "random": lambda: random,
-        "random, equal classes": lambda: random._replace(weights=equal(synthetic["random"].labels)),
-        "random, equal bins": lambda: random._replace(weights=equal(synthetic["random"].groups)),
+        "random_equal_classes": lambda: random._replace(weights=equal(synthetic["random"].labels)),
+        "random_equal_bins": lambda: random._replace(weights=equal(synthetic["random"].groups)),
         "qdgs": lambda: qdgs,
         "unbiased": lambda: _plain(draw(unbiased_key, config.repair_images, 0.5)),
     }
@@ -343,10 +344,10 @@ def _claim(out: Path, plan: dict[str, Any], *, resume: bool) -> None:
     files.write(path, json.dumps({**plan, **runs.environment()}, indent=1) + "\n")
 
 
-def _without_search(config: RepairConfig) -> dict[str, Any]:
+def _without_search(config: TrainConfig) -> dict[str, Any]:
     """The config but for a path; the search's own config stands in its folder."""
     values = dataclasses.asdict(config)
-    del values["search"]
+    values.pop("search", None)
     return values
 
 
@@ -356,7 +357,7 @@ def _result_path(out: Path, seed: int, bias: float | None = None) -> Path:
 
 
 def _collect(
-    config: RepairConfig, out: Path, test: Test, biases: Sequence[float | None] = (None,)
+    config: TrainConfig, out: Path, test: Test, biases: Sequence[float | None] = (None,)
 ) -> dict[str, Any]:
     """Fairness over seeds, from the files of all trainings."""
     rows, seconds = [], 0.0
@@ -367,7 +368,8 @@ def _collect(
         seconds += sum(each["seconds"] for each in found)
         for arm in found[0]["counts"]:
             counts = np.array([each["counts"][arm] for each in found])  # [S, G, K]
-            about = {"arm": arm} if bias is None else {"bias": bias, "arm": arm}
+            label = LABELS.get(arm, arm)
+            about = {"arm": label} if bias is None else {"bias": bias, "arm": label}
             rows.append({**about, **fairness.over_seeds(counts, test.groups)})
     return {
         "seeds": config.seeds,
