@@ -104,6 +104,18 @@ def test_cells_are_those_of_pyribs_on_boundaries_and_beyond() -> None:
     )
 
 
+@pytest.mark.parametrize("x64", [False, True])
+def test_a_boundary_belongs_to_the_upper_cell_despite_rounding(x64: bool) -> None:
+    """Of 0.7 and a grid from -0.1, say: 0.7 + 0.1 < 0.8 in floats."""
+    dtype = jnp.float64 if x64 else jnp.float32
+    for low in (-0.1, -0.3, 0.1):
+        archive = GridArchive(cells=(10,), lower=(low,), upper=(low + 1,))
+        boundaries = (np.arange(10)[:, None] + round(10 * low)) / 10
+        with jax.enable_x64(x64):
+            cells = archive.index_of(jnp.asarray(boundaries, dtype))
+        np.testing.assert_array_equal(cells, np.arange(10))
+
+
 def test_an_accepted_one_replaces_a_better_elite_only_in_an_annealed_cell() -> None:
     worse = (jnp.ones((1, LATENT)), jnp.array([4.0]), jnp.zeros((1, 2)))
     better = (jnp.zeros((1, LATENT)), jnp.array([5.0]), jnp.zeros((1, 2)))

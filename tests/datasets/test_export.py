@@ -616,6 +616,52 @@ def test_baseline_labels_by_the_nearest_bin_on_demand(tmp_path):
     assert "labelled by the nearest bin" in (tmp_path / "README.md").read_text()
 
 
+def ranged(*ranges: tuple[float, float], bins: tuple[BinConfig, ...]) -> Config:
+    """A config with a measure for each range, named x, y, ..."""
+    measures = tuple(
+        MeasureConfig(name=name, low="low", high="high", range=range)
+        for name, range in zip("xyz", ranges, strict=False)
+    )
+    return dataclasses.replace(make_config(*bins), measures=measures)
+
+
+def test_the_nearest_bin_is_so_in_spans_of_each_measure() -> None:
+    """From (2, 0), bin "a" is 1 of 10 away, "b" 30 of 1000, and "c" both of 2 of 10 and 10."""
+    bins = (
+        BinConfig(name="a", label="a", where={"x": (-5.0, 1.0)}),
+        BinConfig(name="b", label="b", where={"y": (30.0, 90.0)}),
+        BinConfig(name="c", label="c", where={"x": (4.0, 5.0), "y": (10.0, 11.0)}),
+    )
+    config = ranged((-5, 5), (-500, 500), bins=bins)
+    points = [(2, 0), (1.2, 0), (3.9, 9), (3.9, -30), (2, 120), (0, 50), (4, 10), (1, 11.0)]
+    measures = np.array(points, np.float32)
+    nearest = dataset.assign_bins(config, bins, measures, nearest=True)
+    np.testing.assert_array_equal(nearest, [1, 0, 2, 2, 1, 0, 2, 0])
+    inside = dataset.assign_bins(config, bins, measures)
+    np.testing.assert_array_equal(inside, [-1, -1, -1, -1, -1, 0, 2, -1])
+
+
+def test_distances_to_a_bin_are_euclidean() -> None:
+    """Of (0, 0), "corner" is 0.3 away in both measures and "edge" 0.4 in one: 0.42 and 0.4."""
+    corner = BinConfig(name="corner", label="a", where={"x": (0.3, 1.0), "y": (0.3, 1.0)})
+    edge = BinConfig(name="edge", label="b", where={"x": (-1.0, -0.4)})
+    config = ranged((0, 1), (0, 1), bins=(corner, edge))
+    measures = np.array([[0, 0], [0.02, 0.02], [np.nan, 0.5], [np.inf, 0.5]])
+    nearest = dataset.assign_bins(config, (corner, edge), measures, nearest=True)
+    np.testing.assert_array_equal(nearest, [1, 0, -1, -1])
+
+
+def test_bins_hold_their_lower_ends_alone_and_the_first_wins() -> None:
+    bins = (
+        BinConfig(name="a", label="a", where={"x": (0.0, 1.0)}),
+        BinConfig(name="b", label="b", where={"x": (0.5, 2.0), "y": (0.0, 1.0)}),
+    )
+    config = ranged((-1, 1), (-1, 1), bins=bins)
+    measures = np.array([[0, 0], [0.5, 0], [1, 0], [1, 1], [2, 0.5], [1, -0.1], [-0.1, 0]])
+    assigned = dataset.assign_bins(config, bins, measures)
+    np.testing.assert_array_equal(assigned, [0, 0, 1, -1, -1, -1, -1])
+
+
 def test_baseline_scores_what_it_renders(tmp_path):
     config = make_config()
     dataset.baseline(config, tmp_path / "out", count=20, seed=2)

@@ -66,18 +66,24 @@ def test_paper_size() -> None:
     assert params["fc2"]["kernel"].shape == (128, 1)
 
 
-@pytest.mark.parametrize("size", [3, 4, 20])  # the last batch is smaller, full, the only one
-def test_training_equals_a_python_loop(size: int) -> None:
-    training = TrainingConfig(batch_size=size, rotation=0, optimizer="sgd", learning_rate=0.1)
+# The last batch is smaller, full, the only one.
+@pytest.mark.parametrize(("size", "rotation"), [(3, 180.0), (4, 0.0), (20, 0.0)])
+def test_training_equals_a_python_loop(size: int, rotation: float) -> None:
+    training = TrainingConfig(
+        batch_size=size, rotation=rotation, optimizer="sgd", learning_rate=0.1
+    )
     data, state, keys = make_data(8), begin(training), jax.random.split(jax.random.key(3), 2)
+    data = data._replace(weights=jax.random.uniform(jax.random.key(4), (2, 8), maxval=2))
     trained = classifier.train(SMALL, training, state, keys, data, 2, classes=2)
     optimiser = optax.sgd(0.1, momentum=0.9)
 
     @jax.jit
-    def step(params, memory, images, labels):
+    def step(params, memory, key, images, labels, weights):
+        images = classifier.rotate(key, images, degrees=rotation)
+
         def loss(params):
             outputs = Plain(SMALL).apply(params, images / 255)[:, 0]
-            return optax.sigmoid_binary_cross_entropy(outputs, labels).mean()
+            return jnp.mean(weights * jnp.log1p(jnp.exp(outputs * (1 - 2 * labels))))
 
         updates, memory = optimiser.update(jax.grad(loss)(params), memory)
         return optax.apply_updates(params, updates), memory
@@ -86,13 +92,12 @@ def test_training_equals_a_python_loop(size: int) -> None:
         params = jax.tree.map(lambda leaf, seed=seed: leaf[seed], state.params)
         memory = optimiser.init(params)
         for epoch in range(2):
-            order_key, _ = jax.random.split(jax.random.fold_in(keys[seed], epoch))
+            order_key, turn_key = jax.random.split(jax.random.fold_in(keys[seed], epoch))
             order = jax.random.permutation(order_key, 8)
-            for start in range(0, 8, size):
-                rows = order[start : start + size]
-                params, memory = step(
-                    params, memory, data.images[seed, rows], data.labels[seed, rows]
-                )
+            turn_keys = jax.random.split(turn_key, 8 // size + 1)
+            for start, key in zip(range(0, 8, size), turn_keys, strict=False):
+                batch = (leaf[seed, order[start : start + size]] for leaf in data)
+                params, memory = step(params, memory, key, *batch)
         jax.tree.map(
             lambda a, b, seed=seed: np.testing.assert_allclose(a[seed], b, rtol=1e-4, atol=1e-6),
             trained.params, params,

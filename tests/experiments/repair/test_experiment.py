@@ -25,6 +25,7 @@ from qdgs_jax.config import (
     load_config,
     save_config,
 )
+from qdgs_jax.datasets.class_folders import read_folder
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.errors import ConfigError
 from qdgs_jax.experiments.repair import experiment as repair
@@ -185,6 +186,55 @@ def test_experiment(out: Path) -> None:
         repair.run_experiment(
             TINY, dataclasses.replace(make_search(), search=SearchConfig()), out, resume=True
         )
+
+
+def test_arms_differ_in_images_and_weights_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each repair starts from the trained weights with a new optimiser, and sees 60 images."""
+    trainings: list[list[Any]] = []
+
+    def train(_model: Any, _training: Any, state: Any, keys: Any, data: Any, epochs: int, **_: Any):
+        if state.epoch.max() == 0:
+            trainings.append([])
+        trainings[-1].append((state, keys, data, epochs))
+        return jax.tree.map(lambda leaf: leaf + 1, state)
+
+    monkeypatch.setattr(classifier, "train", train)
+    # The number of repair images is odd: neither classes nor bins happen to be equal.
+    training = dataclasses.replace(TINY.training, repair_epochs=4)
+    config = dataclasses.replace(TINY, seeds=1, images=30, repair_images=15, training=training)
+    out = prepare(tmp_path / "out")
+    (out / "plan.json").write_text(json.dumps({"config": repair._without_search(config)}))
+    repair.run_experiment(config, make_search(), out, resume=True)
+    first, *repairs = trainings
+    assert sum(call[-1] for call in first) == config.training.epochs
+    trained = jax.tree.map(lambda leaf: leaf + 1, first[-1][0].params)
+    start = classifier.start(config.training, trained)
+    for state, keys, data, _ in (each[0] for each in repairs):
+        jax.tree.map(np.testing.assert_array_equal, state, start)
+        assert (keys == repairs[0][0][1]).all()
+        assert (keys != first[0][1]).all()
+        assert data.weights.mean() == pytest.approx(1)
+    for calls in repairs:
+        seen = sum(epochs * data.labels.size for _, _, data, epochs in calls)
+        assert seen == config.training.repair_epochs * config.repair_images == 60
+
+    names = [arm.replace(",", "").replace(" ", "_") for arm in config.arms]
+    arms = {name: calls[0][2] for name, calls in zip(names, repairs, strict=True)}
+    jax.tree.map(np.testing.assert_array_equal, arms["biased"], first[0][2])
+    random = read_folder(out / "random-0", group="bin")
+    np.testing.assert_array_equal(arms["random"].images[0], random.pixels)
+    np.testing.assert_array_equal(arms["qdgs"].images[0], read_folder(out / "qdgs-0").pixels)
+    for name, values in (("classes", random.labels), ("bins", random.groups)):
+        arm = arms[f"random_equal_{name}"]
+        np.testing.assert_array_equal(arm.images, arms["random"].images)
+        np.testing.assert_array_equal(arm.labels, arms["random"].labels)
+        of, counts = np.unique(values, return_inverse=True, return_counts=True)[1:]
+        weights = np.bincount(of, np.asarray(arm.weights[0]))
+        np.testing.assert_allclose(weights, len(values) / len(counts), rtol=1e-6)
+    for name in ("biased", "random", "qdgs", "unbiased"):
+        assert (arms[name].weights == 1).all()
 
 
 def test_labels_come_from_the_measures(tmp_path: Path) -> None:
