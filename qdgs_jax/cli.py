@@ -321,20 +321,23 @@ def _load(path: Path, command: tuple[str, ...]) -> Any:
 
 
 # Options that take no value; every other takes the arguments behind it.
-_FLAGS = {"resume", "acknowledge-notice", "nearest-bin", "help", "random-crops", "rematerialise"}
+_FLAGS = {
+    "resume", "acknowledge-notice", "nearest-bin", "h", "help", "random-crops", "rematerialise",
+}  # fmt: skip
 
 
 def _config_path(arguments: list[str]) -> Path | None:
     """The first argument that is neither an option nor an option's value: the config file."""
-    takes_values = False
+    expected, more = False, False  # whether the option before needs a value, may take further ones
     for argument in arguments:
-        if argument.startswith("-") and not _is_number(argument):
+        number = _is_number(argument)
+        if argument.startswith("-") and not number:
             name = argument.lstrip("-").split(".")[-1].replace("_", "-").removeprefix("no-")
-            takes_values = "=" not in argument and name not in _FLAGS | {"h"}
-        elif not takes_values:
+            expected, more = "=" not in argument and name not in _FLAGS, False
+        elif expected or (more and number):
+            expected, more = False, number
+        else:
             return Path(argument)
-        else:  # several numbers may be one option's; anything else stands alone
-            takes_values = _is_number(argument)
     return None
 
 

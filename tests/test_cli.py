@@ -142,7 +142,7 @@ def test_mistakes_take_one_sentence(
         ["CONFIG", "--seed", "3", "--out", "o"],
         ["--seed", "3", "CONFIG", "--out", "o"],
         ["--measures.0.range", "-1", "1", "--resume", "CONFIG", "--seed", "3"],
-        ["--encoder.no-random-crops", "CONFIG", "--out=o", "--seed=3"],
+        ["--encoder.random-crops", "CONFIG", "--out=o", "--seed=3"],
         ["--out", "other.toml", "--seed", "3", "CONFIG"],
     ],
 )
