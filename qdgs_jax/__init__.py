@@ -4,6 +4,8 @@ A frozen generator is sampled evenly over measures that its user names in words.
 stages, in this order; each is useful alone:
 
     config          what a run is
+    folders         whose a folder is, and how it is resumed
+    provenance      models, device, versions
     models          ports of generators and encoders, and safe readers of their checkpoints
     generators      key -> latents;  latents -> images
     encoders        images, text -> embeddings
@@ -15,6 +17,7 @@ stages, in this order; each is useful alone:
     archive         cells, and the best latent found for each
     emitters        what to try next
     search          init, step, run: the whole loop as pure functions
+    problem         a config made concrete
     runs            a run's folder: metrics, checkpoints, pictures
     dataset         a run's elites -> a balanced dataset on disk
     classifier      images and labels -> a trained classifier -> classes of other images
