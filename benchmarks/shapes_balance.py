@@ -31,6 +31,7 @@ from qdgs_jax.config import Config, load_config
 from qdgs_jax.datasets import export as dataset
 from qdgs_jax.problem import Problem, load_problem
 from qdgs_jax.runs import sampling as runs
+from qdgs_jax.runs.results import load_run
 
 CONFIG = Path(__file__).parents[1] / "configs/search/shapes.toml"
 
@@ -66,7 +67,7 @@ def measure_seed(config: Config, seed: int, count: int, root: Path) -> dict[str,
     config = dataclasses.replace(config, seed=seed)
     run, exported, sampled = (root / f"{name}-{seed}" for name in ("run", "export", "baseline"))
     summary = runs.sample(config, run)
-    finished = runs.load_run(run)
+    finished = load_run(run)
     resolved, elites = finished.config, finished.elites  # all in one grid
     problem = load_problem(resolved)
     balance = dataset.export(run, exported, count=count, seed=seed)

@@ -250,12 +250,12 @@ def pretrain(
         out: folder for its weights and model card.
         seed: seed of drawings, initial weights and batches.
     """
-    from qdgs_jax.shapes import pretraining as training
+    from qdgs_jax.shapes import clip_training, vae_training
 
     if model == "vae":
-        training.train_vae(out, seed=seed)
+        vae_training.train_vae(out, seed=seed)
     else:
-        training.train_clip(out, seed=seed)
+        clip_training.train_clip(out, seed=seed)
 
 
 def convert(

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from qdgs_jax import files, generators
+from qdgs_jax import files, generators, provenance
 from qdgs_jax.config import Config
 from qdgs_jax.datasets import class_folders as labelled_folder
 from qdgs_jax.datasets import export as dataset
@@ -32,9 +32,11 @@ from qdgs_jax.datasets.class_folders import LabelledImages, read_folder
 from qdgs_jax.errors import ConfigError
 from qdgs_jax.evaluation import fairness
 from qdgs_jax.evaluation.fairness import Groups
+from qdgs_jax.experiments.repair import figures
 from qdgs_jax.experiments.repair.config import LABELS, RepairConfig
-from qdgs_jax.runs import figures
+from qdgs_jax.folders import claim, interruptions_explained, require_same_config
 from qdgs_jax.runs import sampling as runs
+from qdgs_jax.runs.results import load_run
 from qdgs_jax.shapes import drawings as shapes
 from qdgs_jax.training import classifier
 from qdgs_jax.training.classifier import Data
@@ -81,7 +83,7 @@ def run_experiment(
             f"The bins of the search have the labels {', '.join(sorted(labels)) or '(none)'}, "
             f"but the drawings are {' and '.join(CLASSES)}s: label its bins so."
         )
-    with files.interruptions_explained(out, again="run the same command with --resume"):
+    with interruptions_explained(out, again="run the same command with --resume"):
         _claim(out, {"config": _without_search(config)}, resume=resume)
         size = generators.load(search.generator.model)[0].image_size
         draw = functools.partial(_draw, image_size=size)
@@ -146,7 +148,7 @@ def repair_folders(
     classes = labelled_folder.require_fit(read, folders, halvings=len(config.classifier.channels))
     names = {name: str(path) for name, path in folders.items()}
     plan = {"config": _without_search(config), "folders": names, "group": group}
-    with files.interruptions_explained(out, again="run the same command with --resume"):
+    with interruptions_explained(out, again="run the same command with --resume"):
         _claim(out, plan, resume=resume)
         data = {name: _as_data(images, classes) for name, images in read.items()}
         tested = Test(data["test"].images, _groups(read["test"], classes), classes)
@@ -248,7 +250,7 @@ def _make_synthetic(
                 resume=True,
                 report=lambda row: bar.update(int(row["generation"]) - bar.n),
             )
-    found = runs.load_run(run).config
+    found = load_run(run).config
     wanted = [measure.range for measure in search.measures]
     measures = tuple(
         dataclasses.replace(measure, range=range)
@@ -324,24 +326,13 @@ def _groups(images: LabelledImages, classes: Sequence[str]) -> Groups:
 
 def _claim(out: Path, plan: dict[str, Any], *, resume: bool) -> None:
     """Makes `out` the folder of this plan, or checks that it is."""
-    path = out / "plan.json"
-    if path.is_file():
-        if not resume:
-            raise ConfigError(
-                f"{out} already holds results: pass --resume to go on with them, "
-                "or choose another --out."
-            )
-        before = json.loads(path.read_text())
-        if any(before.get(key) != json.loads(json.dumps(value)) for key, value in plan.items()):
-            raise ConfigError(
-                f"{out} holds the results of another config: resume with the config that began "
-                "them, or choose another --out."
-            )
+    if known := claim(out, "plan.json", holds="results", resume=resume):
+        before, now = json.loads(known.read_text()), json.loads(json.dumps(plan))
+        require_same_config(out, {key: before.get(key) for key in now}, now)
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} holds other files: choose another --out.")
     (out / "results").mkdir(parents=True)
-    files.write(path, json.dumps({**plan, **runs.environment()}, indent=1) + "\n")
+    text = json.dumps({**plan, **provenance.environment()}, indent=1) + "\n"
+    files.write(out / "plan.json", text)
 
 
 def _without_search(config: TrainConfig) -> dict[str, Any]:
