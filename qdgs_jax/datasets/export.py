@@ -30,12 +30,13 @@ from qdgs_jax.typing import Latents, Params
 
 
 def export(
-    run: Path,
-    out: Path,
+    run: str | Path,
+    out: str | Path,
     *,
     count: int | None = None,
     min_objective: float | None = None,
     seed: int = 0,
+    generator: tuple[Generator, Params] | None = None,
 ) -> Balance:
     """Renders elites of a run, evenly over its bins, as an ImageFolder with provenance.
 
@@ -49,11 +50,13 @@ def export(
         count: images; the run's `export.count` by default.
         min_objective: elites below it are left out; the run's `export.min_objective` by default.
         seed: of the draw.
+        generator: that of the run with its weights, where the config does not name it.
 
     Raises:
         ConfigError: a bin cannot be a class folder, or `count` or `seed` is too small.
         QDGSError: no run in `run`, no elite in any bin, other files in `out`, or no space.
     """
+    run, out = Path(run), Path(out)
     loaded = load_run(run)
     config, elites = loaded.config, loaded.elites
     count = config.export.count if count is None else count
@@ -61,7 +64,7 @@ def export(
     bins = bins_of(config)
     _require_numbers(count, seed)
     bin, below = _assign_elites(run, loaded, bins, floor)
-    generator, params = _load_generator(run, loaded)
+    source, params = _load_generator(run, loaded, generator)
     header = make_header(
         config,
         loaded.summary,
@@ -91,11 +94,11 @@ def export(
         return elites.latents[np.resize(rows[start : start + size], size)]
 
     balance = count_balance(bins, count, shares(count, len(bins)), bin, table, below=below)
-    return _write(out, header, table, _renderer(generator, params, latents), size, balance)
+    return _write(out, header, table, _renderer(source, params, latents), size, balance)
 
 
 def baseline(
-    config: Config, out: Path, *, count: int, seed: int = 0, nearest_bin: bool = False
+    config: Config, out: str | Path, *, count: int, seed: int = 0, nearest_bin: bool = False
 ) -> Balance:
     """Renders plain random latents as `export` renders elites: the same layout, nothing steered.
 
@@ -113,6 +116,7 @@ def baseline(
         ConfigError: a bin cannot be a class folder, or the config asks for something impossible.
         QDGSError: other files in `out`, or no space.
     """
+    out = Path(out)
     bins = bins_of(config)
     _require_numbers(count, seed)
     problem = load_problem(config)
@@ -176,8 +180,10 @@ def _assign_elites(
     return bin, int(below.sum())
 
 
-def _load_generator(path: Path, run: Run) -> tuple[Generator, Params]:
-    generator, params = generators.load(**dataclasses.asdict(run.config.generator))
+def _load_generator(
+    path: Path, run: Run, own: tuple[Generator, Params] | None
+) -> tuple[Generator, Params]:
+    generator, params = own or generators.load(**dataclasses.asdict(run.config.generator))
     if generator.sha256 != run.summary["generator"]["sha256"]:
         raise QDGSError(
             f"The generator {generator.name} has other weights than the run {path} searched: "

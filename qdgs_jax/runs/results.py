@@ -55,12 +55,13 @@ class Run:
     summary: dict[str, Any]
 
 
-def load_run(path: Path) -> Run:
+def load_run(path: str | Path) -> Run:
     """Reads a finished run.
 
     Raises:
         QDGSError: the folder holds no finished run, or its archive is damaged.
     """
+    path = Path(path)
     if not (path / "summary.json").is_file():
         raise QDGSError(
             f"{path} holds no finished run: finish it with `qdgs sample CONFIG --out {path} "

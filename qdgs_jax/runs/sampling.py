@@ -16,20 +16,28 @@ import orbax.checkpoint as ocp
 from qdgs_jax import files, folders, provenance, search
 from qdgs_jax.config import Config, load_config, save_config
 from qdgs_jax.errors import CheckpointError, ConfigError, QDGSError
+from qdgs_jax.generators import Generator
 from qdgs_jax.problem import Problem, load_problem
 from qdgs_jax.runs import metrics, results
 from qdgs_jax.runs.metrics import Row
 from qdgs_jax.search import SearchState
+from qdgs_jax.typing import Params
 
 Report = Callable[[Row], None]
 
 
 def sample(
-    config: Config, out: Path, *, resume: bool = False, report: Report | None = None
+    config: Config,
+    out: str | Path,
+    *,
+    generator: tuple[Generator, Params] | None = None,
+    resume: bool = False,
+    report: Report | None = None,
 ) -> dict[str, Any]:
     """Runs the search of `config` in the folder `out`, from the start or from its last checkpoint.
 
     Args:
+        generator: a generator of one's own and its weights, instead of the config's.
         report: called with every row of metrics.
 
     Returns:
@@ -39,10 +47,11 @@ def sample(
         ConfigError: the folder holds another run, or this one and `resume` is false.
         QDGSError: interrupted by a signal (a checkpoint is kept), or out of disk space.
     """
+    out = Path(out)
     known = folders.claim(
         out, results.CONFIG, holds="a run", others="files that are no run's", resume=resume
     )
-    problem = load_problem(config)
+    problem = load_problem(config, generator=generator)
     with folders.interruptions_explained(out, again="run the same command with --resume"):
         _claim(out, problem, known)
         with ocp.CheckpointManager(

@@ -8,13 +8,16 @@ import signal
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from PIL import Image
 
 from qdgs_jax import files, generators, search
 from qdgs_jax.config import Config, GeneratorConfig
 from qdgs_jax.errors import ConfigError, QDGSError
+from qdgs_jax.generators import Generator
 from qdgs_jax.models import stylegan2
 from qdgs_jax.problem import load_problem
 from qdgs_jax.runs import sampling as runs
@@ -26,6 +29,28 @@ load_generator = generators.load  # the real one
 
 def archive_of(out: Path) -> bytes:
     return (out / "archive.safetensors").read_bytes()
+
+
+def test_a_generator_of_ones_own_is_searched_and_exported(tmp_path: Path, config: Config) -> None:
+    from qdgs_jax.datasets.export import export
+
+    def render(params: jax.Array, latents: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(params + latents[:, None, None, :1] * 0, (len(latents), 8, 8, 3))
+
+    def normal(key: jax.Array, n: int) -> jax.Array:
+        return jax.random.normal(key, (n, 5))
+
+    mine = Generator("mine", 5, 8, normal, render), jnp.float32(0.25)
+    measures = tuple(dataclasses.replace(each, range=(-3, 3)) for each in config.measures)
+    own = dataclasses.replace(config, measures=measures)
+    summary = runs.sample(own, str(tmp_path / "run"), generator=mine)
+    assert summary["generator"] == {"name": "mine", "sha256": ""}
+    export(tmp_path / "run", str(tmp_path / "out"), count=2, generator=mine)
+    for path in (tmp_path / "out").glob("*/*.png"):
+        with Image.open(path) as image:
+            assert (np.asarray(image) == 64).all()
+    with pytest.raises(QDGSError, match="other weights"):
+        export(tmp_path / "run", tmp_path / "out", count=2)
 
 
 def test_auto_ranges_are_recorded(tmp_path: Path, config: Config) -> None:
