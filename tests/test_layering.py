@@ -11,7 +11,7 @@ ORDER = [
     "typing", "errors", "files", "schema", "config", "folders", "provenance", "models",
     "generators", "encoders", "prompts", "image_measures", "typicality", "jacobian", "scoring",
     "archives", "emitters", "search", "problem", "runs", "datasets", "training", "evaluation",
-    "shapes", "experiments", "cli",
+    "shapes", "experiments", "named_config", "cli",
 ]  # fmt: skip
 PORTS = {"clip", "dcgan", "stylegan2", "vae"}
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -29,6 +29,7 @@ from qdgs_jax.datasets.class_folders import read_folder
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.errors import ConfigError
 from qdgs_jax.experiments.repair import experiment as repair
+from qdgs_jax.experiments.repair.arms import equal, make_synthetic
 from qdgs_jax.experiments.repair.config import LABELS, RepairConfig, load_repair_config
 from qdgs_jax.generators import Generator
 from qdgs_jax.image_measures import IMAGE_MEASURES
@@ -238,7 +239,7 @@ def test_arms_differ_in_images_and_weights_alone(
 
 
 def test_labels_come_from_the_measures(tmp_path: Path) -> None:
-    synthetic = repair._make_synthetic(TINY, make_search(), 0, prepare(tmp_path / "out"))
+    synthetic = make_synthetic(TINY, make_search(), 0, prepare(tmp_path / "out"))
     elites, random = synthetic["qdgs"], synthetic["random"]
     assert len(elites) == len(random) == TINY.repair_images
     # The run claims that small ones are large; random samples are scored as they are.
@@ -249,7 +250,7 @@ def test_labels_come_from_the_measures(tmp_path: Path) -> None:
 
 
 def test_equal_weights() -> None:
-    weights = np.asarray(repair.equal(["a", "b", "a", "a"]))
+    weights = np.asarray(equal(["a", "b", "a", "a"]))
     np.testing.assert_allclose(weights, [2 / 3, 2, 2 / 3, 2 / 3])
 
 
