@@ -83,7 +83,7 @@ class MeasureConfig:
     range: Interval | Literal["auto"] = "auto"
     """Ends of the grid; `auto` takes them from random samples and records them."""
     cells: Count = 50
-    """Cells along this axis."""
+    """Cells along this axis of a grid."""
 
     def __post_init__(self) -> None:
         if bool(self.function) == bool(self.low or self.high):
@@ -102,6 +102,17 @@ class MeasureConfig:
         if self.range == "auto":
             raise ValueError(f"the range of measure '{self.name}' is not resolved yet")
         return self.range
+
+
+@checked
+class ArchiveConfig:
+    """How the measures are divided into cells."""
+
+    kind: Literal["grid", "cvt"] = "grid"
+    """`grid`: by the `cells` of each measure; `cvt`: the regions nearest to points that share the
+    ranges out evenly, for three and more measures."""
+    cells: Count = 1000
+    """Cells of a `cvt` archive."""
 
 
 _ASCENT = ("cma_mega", "cma_maega")
@@ -241,6 +252,7 @@ class Config:
     """Of NOTICES, what has to be acknowledged before the search, and stands in its datasets."""
     generator: GeneratorConfig = GeneratorConfig()
     encoder: EncoderConfig = EncoderConfig()
+    archive: ArchiveConfig = ArchiveConfig()
     search: SearchConfig = SearchConfig()
     run: RunConfig = RunConfig()
     export: ExportConfig = ExportConfig()
@@ -264,6 +276,16 @@ class Config:
             raise ValueError("no measures: add at least one [[measures]] table")
         if len(set(names)) < len(names):
             raise ValueError(f"measures need distinct names, got {', '.join(names)}")
+        if self.archive.kind == "grid" and self.archive.cells != ArchiveConfig.cells:
+            raise ValueError(
+                "archive.cells has no effect on a grid: set `cells` of each measure instead"
+            )
+        for measure in self.measures:
+            if self.archive.kind == "cvt" and measure.cells != MeasureConfig.cells:
+                raise ValueError(
+                    f"measure '{measure.name}': `cells` has no effect in a cvt archive: set "
+                    "archive.cells instead"
+                )
         bins = [bin.name for bin in self.export.bins]
         if len(set(bins)) < len(bins):
             raise ValueError(f"bins need distinct names, got {', '.join(bins)}")

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from qdgs_jax import encoders, generators, search, typicality
-from qdgs_jax.archives import GridArchive
+from qdgs_jax.archives import Archive, CVTArchive, GridArchive, cvt_centroids
 from qdgs_jax.config import Config, MeasureConfig
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.errors import ConfigError, QDGSError
@@ -64,12 +64,19 @@ def load_problem(config: Config, *, generator: tuple[Generator, Params] | None =
         params["typical"] = typicality.fit(source, source_params)
     score = make_score(config, source, encoder)
     config = _resolve_ranges(config, source, score, params)
-    lower, upper = zip(*(measure.ends for measure in config.measures), strict=True)
-    cells = GridArchive(tuple(measure.cells for measure in config.measures), lower, upper)
     made = search.make_search(
-        options, cells, score, score.with_jacobian(), init_memory=score.init_memory
+        options, make_archive(config), score, score.with_jacobian(), init_memory=score.init_memory
     )
     return Problem(config, source, encoder, params, score, made)
+
+
+def make_archive(config: Config) -> Archive:
+    """The cells of a config whose ranges are numbers."""
+    lower, upper = zip(*(measure.ends for measure in config.measures), strict=True)
+    if config.archive.kind == "cvt":
+        points = cvt_centroids(config.archive.cells, lower, upper, seed=config.seed)
+        return CVTArchive(points, lower, upper)
+    return GridArchive(tuple(measure.cells for measure in config.measures), lower, upper)
 
 
 def _resolve_ranges(

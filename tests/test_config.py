@@ -93,6 +93,11 @@ def test_saved_config_is_read_back(tmp_path: Path) -> None:
             },
             "no encoder is used: leave [encoder] out",
         ),
+        ({"archive": {"cells": 10}}, "archive.cells has no effect on a grid"),
+        (
+            {"archive": {"kind": "cvt"}, "measures": [{**MINIMAL["measures"][0], "cells": 9}]},
+            "measure 'colour': `cells` has no effect in a cvt archive",
+        ),
         ({"search": {"generations": 15}}, "must be a multiple of run.log_every (10)"),
     ],
 )

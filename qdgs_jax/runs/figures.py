@@ -1,6 +1,5 @@
 """Pictures of a run: its archive, its growth, what its elites look like."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,13 +11,19 @@ from qdgs_jax.config import MeasureConfig
 
 
 def draw_heatmap(
-    path: Path, measures: Sequence[MeasureConfig], index: np.ndarray, objective: np.ndarray
+    path: Path,
+    measures: Sequence[MeasureConfig],
+    index: np.ndarray,
+    objective: np.ndarray,
+    *,
+    cells: int,
 ) -> None:
     """Objective of the elites over the first two measures, the best along any others.
 
     Args:
         index: [n] cells of the elites.
         objective: [n] their objectives.
+        cells: of the whole archive.
     """
     shape = _plane_shape(measures)
     grid = np.full(shape, -np.inf)
@@ -27,7 +32,7 @@ def draw_heatmap(
     axes = figure.subplots()
     mesh = axes.pcolormesh(*_plane_edges(measures), np.ma.masked_invalid(grid).T, cmap="viridis")
     figure.colorbar(mesh, label="objective")
-    axes.set_title(f"{len(index)} elites in {math.prod(m.cells for m in measures)} cells")
+    axes.set_title(f"{len(index)} elites in {cells} cells")
     _label(axes, measures)
     save(figure, path)
 

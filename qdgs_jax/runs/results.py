@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from qdgs_jax import files, provenance
-from qdgs_jax.config import Config, load_config
+from qdgs_jax.archives import GridArchive
+from qdgs_jax.config import Config, MeasureConfig, load_config
 from qdgs_jax.errors import QDGSError
 from qdgs_jax.problem import Problem
 from qdgs_jax.runs import figures, metrics
@@ -137,12 +139,27 @@ def _write_table(path: Path, elites: Elites) -> None:
 
 
 def _draw(problem: Problem, out: Path, elites: Elites, rows: list[Row]) -> None:
-    measures = problem.config.measures
+    measures, index = _plane(problem, elites)
     figures.draw_curves(out / "curves.png", rows)
-    figures.draw_heatmap(out / "heatmap.png", measures, elites.index, elites.objective)
-    tiles = figures.choose_tiles(measures, elites.index, elites.objective)
+    figures.draw_heatmap(
+        out / "heatmap.png", measures, index, elites.objective, cells=problem.search.archive.size
+    )
+    tiles = figures.choose_tiles(measures, index, elites.objective)
     if tiles:
         images = jax.jit(problem.generator.render)(
             problem.params["generator"], elites.latents[list(tiles.values())]
         )
         figures.draw_contact_sheet(out / "elites.png", measures, list(tiles), np.asarray(images))
+
+
+def _plane(problem: Problem, elites: Elites) -> tuple[tuple[MeasureConfig, ...], np.ndarray]:
+    """The grid on which pictures lay the elites out, and the place of each.
+
+    Another archive than a grid is shown on one over its first two measures.
+    """
+    measures, archive = problem.config.measures, problem.search.archive
+    if isinstance(archive, GridArchive):
+        return measures, elites.index
+    shown = measures[:2]
+    grid = GridArchive(tuple(m.cells for m in shown), archive.lower[:2], archive.upper[:2])
+    return shown, np.asarray(grid.index_of(jnp.asarray(elites.measures[:, :2])))

@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from qdgs_jax import files, generators, search
-from qdgs_jax.config import Config, GeneratorConfig
+from qdgs_jax.config import Config, GeneratorConfig, parse_config
 from qdgs_jax.errors import ConfigError, QDGSError
 from qdgs_jax.generators import Generator
 from qdgs_jax.models import stylegan2
-from qdgs_jax.problem import load_problem
+from qdgs_jax.problem import load_problem, make_archive
 from qdgs_jax.runs import sampling as runs
 from qdgs_jax.runs.metrics import Row
 from qdgs_jax.runs.results import load_run
@@ -29,6 +29,24 @@ load_generator = generators.load  # the real one
 
 def archive_of(out: Path) -> bytes:
     return (out / "archive.safetensors").read_bytes()
+
+
+def test_a_cvt_archive_from_a_config(tmp_path: Path, config: Config) -> None:
+    values = {name: value for name, value in dataclasses.asdict(config).items()}
+    values["archive"] = {"kind": "cvt", "cells": 7}
+    values["measures"] = [{**measure, "cells": 50} for measure in values["measures"]]
+    third = {"name": "c", "function": "warmth"}
+    cvt = parse_config({**values, "measures": [*values["measures"], third]}, source="test")
+    summary = runs.sample(cvt, tmp_path / "run")
+    loaded = load_run(tmp_path / "run")
+    assert loaded.config.archive == cvt.archive
+    assert summary["coverage"] == pytest.approx(len(loaded.elites.index) / 7)
+    centroids = make_archive(loaded.config).centres()
+    nearest = ((loaded.elites.measures[:, None] - centroids) ** 2).sum(-1).argmin(1)
+    np.testing.assert_array_equal(nearest, loaded.elites.index)
+    for picture in ("heatmap.png", "elites.png"):
+        with Image.open(tmp_path / "run" / picture) as image:
+            image.verify()
 
 
 def test_a_generator_of_ones_own_is_searched_and_exported(tmp_path: Path, config: Config) -> None:
