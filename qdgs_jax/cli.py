@@ -100,8 +100,8 @@ def sample(
     Args:
         config: TOML file; each of its values can be overridden by an option.
         out: run folder; runs/NAME-OF-THE-CONFIG if not given.
-        resume: go on from the last checkpoint of the run folder.
-        acknowledge_notice: go on where the config has a notice.
+        resume: continue from the last checkpoint of the run folder.
+        acknowledge_notice: continue although the config has a notice.
     """
     _require_read(config, overrides)
     _require_acknowledged(overrides, acknowledge_notice)
@@ -157,7 +157,7 @@ def baseline(
         out: folder of the dataset.
         count: images; the config's export.count if not given.
         nearest_bin: label images that no bin holds by the nearest one, instead of not at all.
-        acknowledge_notice: go on where the config has a notice.
+        acknowledge_notice: continue although the config has a notice.
     """
     _require_read(config, overrides)
     _require_acknowledged(overrides, acknowledge_notice)
@@ -242,7 +242,7 @@ def _tell_results(folder: Path, results: dict[str, Any]) -> None:
 def pretrain(
     model: Positional[Literal["vae", "clip"]], out: Positional[Path], *, seed: int = 0
 ) -> None:
-    """Train a built-in model of the shapes domain anew.
+    """Train a built-in model of the shapes domain.
 
     Args:
         model: the colour-biased VAE, or the small CLIP.
@@ -285,7 +285,7 @@ def _require_acknowledged(config: Config, acknowledged: bool) -> None:
 
 
 def _require_read(config: Path, overrides: Config) -> None:
-    """Refuses to go on with placeholders where a config was named but not found."""
+    """Refuses to run with placeholders where a config was named but not found."""
     if overrides.objective == _ANY_CONFIG.objective:
         raise ConfigError(f"The config {config} must come before options of several values.")
 

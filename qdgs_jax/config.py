@@ -166,9 +166,9 @@ class SearchConfig:
     ranker: Literal["auto", "imp", "2imp", "obj", "rd"] = "auto"
     """What a batch is ranked by; `auto` is the algorithm's own, likewise the next two."""
     selection: Literal["auto", "filter", "mu"] = "auto"
-    """Who teaches: the accepted, or the better half."""
+    """Parents: `filter`: solutions that the archive accepted; `mu`: the best half."""
     restart: Literal["auto", "basic", "no_improvement"] | Count = "auto"
-    """When an emitter begins anew: when spent, when none was accepted, or every so often."""
+    """When an emitter restarts: when spent, when none was accepted, or every N generations."""
     learning_rate: Fraction = 0.02
     """Archive learning rate alpha (`cma_mae`, `cma_maega`): 0 optimises, 1 explores."""
     threshold_min: Annotated[float, Field(allow_inf_nan=False)] = 0.0

@@ -103,7 +103,7 @@ def creating(folder: Path, *, again: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def interruptions_explained(folder: Path, *, again: str) -> Iterator[None]:
-    """Tells how to go on after what stops the writing in `folder`.
+    """Says how to continue after what stops the writing in `folder`.
 
     Args:
         again: the remedy, in the imperative.

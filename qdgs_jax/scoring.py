@@ -181,7 +181,7 @@ def make_score(config: Config, generator: Generator, encoder: Encoder | None) ->
     what keeps images typical of the generator. The ball's radius r is a multiple of the mean norm
     of 10,000 random latents. Without prompts there is no L_p, and no encoder.
 
-    The reference renders and crops anew for the objective and for each measure; here all of them
+    The reference renders and crops again for the objective and for each measure; here all of them
     see one image and one crop: cheaper, and less noisy. Functions of the image read it whole.
 
     Raises:

@@ -46,7 +46,7 @@ class Search:
         score: (params, key, latents [N, D], memory) -> (Scores, memory); see `qdgs_jax.jacobian`.
         score_with_jacobian: the same with the Jacobian in its scores; None will do for emitters
             that follow no gradients.
-        archive: what the emitters learn from; where it is annealed, an elitist one of the same
+        archive: the emitters' own; where it is annealed, an elitist one of the same
             cells is kept with it as the result.
         emitter: the bank of emitters.
         init_memory: params -> the memory of the first call.
@@ -64,7 +64,7 @@ class Search:
 
     @property
     def annealed(self) -> bool:
-        """Whether elites may be replaced by worse ones in the archive that teaches."""
+        """Whether elites may be replaced by worse ones in the emitters' archive."""
         return self.archive.threshold_min > -math.inf
 
     @property
@@ -84,14 +84,14 @@ class SearchState(struct.PyTreeNode):
     key: Key  # the run's key; a generation's is fold_in(key, generation)
     generation: Array  # [] int32
     elites: ArchiveState  # elitist: the result
-    annealed: ArchiveState | None  # what teaches the emitters, where it is not the elites
+    annealed: ArchiveState | None  # the emitters' archive, where it is not the elites
     emitter: emitters.State
     memory: Memory  # the score's, () where it has none
     non_finite: Array  # [] int32, latents whose score was NaN or infinite and was left out
 
     @property
-    def teacher(self) -> ArchiveState:
-        """The archive that the emitters learn from."""
+    def emitter_archive(self) -> ArchiveState:
+        """The archive by which the emitters update."""
         return self.elites if self.annealed is None else self.annealed
 
 
@@ -228,7 +228,7 @@ def step(search: Search, params: Params, state: SearchState) -> SearchState:
     )
     gradients, memory = None, state.memory
     if isinstance(search.emitter, GradientEmitter):
-        points = search.emitter.points(state.emitter, state.teacher, points_key)
+        points = search.emitter.points(state.emitter, state.emitter_archive, points_key)
         assert search.score_with_jacobian is not None
         scored = search.score_with_jacobian(params, jacobian_key, points, memory)
         scores, memory = _checked(search, scored, points)
@@ -237,11 +237,11 @@ def step(search: Search, params: Params, state: SearchState) -> SearchState:
         state, _ = add(search, state, points, scores)
         gradients = Gradients(points, scores.jacobian)
 
-    emitter, asked = search.emitter.ask(state.emitter, state.teacher, ask_key, gradients)
+    emitter, asked = search.emitter.ask(state.emitter, state.emitter_archive, ask_key, gradients)
     scored = search.score(params, score_key, asked.latents, memory)
     scores, memory = _checked(search, scored, asked.latents)
     state, insertion = add(search, state, asked.latents, scores)
-    emitter = search.emitter.tell(emitter, state.teacher, tell_key, asked, insertion)
+    emitter = search.emitter.tell(emitter, state.emitter_archive, tell_key, asked, insertion)
     return state.replace(emitter=emitter, memory=memory, generation=state.generation + 1)
 
 

@@ -91,7 +91,7 @@ class CMAES:
 
         Args:
             order: [E, B], rows of the solutions, best first.
-            parents: [E], how many of the best teach.
+            parents: [E], how many of the best are parents.
         """
         adapted = jax.vmap(self._adapt)(
             state.replace(evaluations=state.evaluations + self.batch_size),
@@ -242,7 +242,7 @@ def _keep_blas_to_one_thread() -> None:
 
 
 def recombination_weights(order: Array, parents: Array, dtype: jnp.dtype) -> Array:
-    """Weight of each row [E, B], of sum 1, when the first `parents` [E] of `order` [E, B] teach.
+    """Weight of each row [E, B], of sum 1, when the first `parents` [E] of `order` [E, B] count.
 
     The i-th best weighs w_i ~ log(parents + 1/2) - log(i). With no parent all weigh 0.
     """

@@ -1,7 +1,7 @@
 """Images and labels -> a trained classifier -> classes of other images.
 
 The classifier is the paper's (QDGS, shapes domain). Functions that train take a leading axis S of
-seeds: trainings beside each other, with weights and data of their own, in one program.
+seeds: trainings in parallel, with weights and data of their own, in one program.
 """
 
 import functools

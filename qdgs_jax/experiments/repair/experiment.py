@@ -1,6 +1,6 @@
 """Biased classifiers, repaired by other images: the experiment on drawings, or anybody's folders.
 
-Both write the same folder, and go on in it where they were interrupted:
+Both write the same folder, and resume in it where they were interrupted:
 
 plan.json        the config, and what made the results
 results/         a file for each training: how often each group was given each class
@@ -71,7 +71,7 @@ def run_experiment(
         config: what is compared; its `search` is not read.
         search: of the synthetic images. Their labels come from its bins, that is from measures;
             each seed has a search and random samples of its own.
-        out: folder to write, or with `resume` to go on in.
+        out: folder to write, or with `resume` to continue in.
 
     Returns:
         What results.json holds.
@@ -131,10 +131,10 @@ def repair_folders(
     """Trains on one ImageFolder, repairs with another, tests by group on a third.
 
     Args:
-        out: folder to write, or with `resume` to go on in.
+        out: folder to write, or with `resume` to continue in.
         train: images in class folders.
         test: images in class folders, with a metadata.jsonl.
-        group: column of the test's metadata.jsonl that must not matter.
+        group: column of the test's metadata.jsonl: the protected attribute.
         repair: images in class folders; none to train only.
 
     Returns:
@@ -180,7 +180,7 @@ def _train_and_test(
     bar: Any,
     **named: float,
 ) -> None:
-    """Trains with `first`, then anew from there with each of the arms; writes a file a seed.
+    """Trains with `first`, then fine-tunes from there with each arm; writes a file a seed.
 
     Args:
         first, arms: one a seed.
