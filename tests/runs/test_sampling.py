@@ -231,7 +231,8 @@ def test_a_run_compiles_its_search_once(
 
 @pytest.mark.parametrize("algorithm", ["map_elites", "cma_mae"])
 def test_other_algorithms_run_as_well(tmp_path: Path, config: Config, algorithm: str) -> None:
-    other = dataclasses.replace(config.search, algorithm=algorithm)
+    annealed = {"threshold_min": -100} if algorithm == "cma_mae" else {"threshold_min": 0.0}
+    other = dataclasses.replace(config.search, algorithm=algorithm, **annealed)
     summary = runs.sample(dataclasses.replace(config, search=other), tmp_path / "run")
     assert summary["evaluations"] == 8 * 2 * 3
     assert summary["elites"] > 0
