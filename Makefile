@@ -19,8 +19,12 @@ assets: $(VENV)/installed  ## fetch the generator of faces (the package gan-face
 	  --ignore-requires-python gan-face-generate==1.1.1
 
 .PHONY: test
-test: $(VENV)/installed-test  ## install, run all tests
+test: $(VENV)/installed-test  ## install, run all tests but the slow ones
 	$(BIN)/python -m pytest -q -n auto --dist loadfile
+
+.PHONY: slow
+slow: $(VENV)/installed-test  ## run the tests that take long
+	$(BIN)/python -m pytest -q -m slow
 
 .PHONY: check
 check: $(VENV)/installed-test  ## lint, formatting, types

@@ -39,7 +39,6 @@ from ribs.schedulers import Scheduler
 
 from qdgs_jax import archives
 from qdgs_jax import search as searches
-from qdgs_jax.emitters.cma_es import single_threaded_blas
 
 DIMS, EMITTERS, BATCH = 100, 15, 36
 STRATEGIES = ("cma_es", "cholesky_cma_es")
@@ -193,7 +192,6 @@ def main() -> None:
     parser.add_argument("--insertion", action="store_true", help="time the archive alone, too")
     parser.add_argument("--json", type=Path, help="where to write all times")
     options = parser.parse_args()
-    single_threaded_blas()
     result: dict[str, Any] = {
         "jax": jax.__version__, "device": str(jax.devices()[0]), "cores": os.cpu_count(),
         "python": platform.python_version(), "date": time.strftime("%F"), "runs": [],

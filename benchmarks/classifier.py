@@ -1,7 +1,7 @@
 """Are the trainings of the repair experiment faster than in PyTorch?
 
-Question: how long do the trainings of `qdgs train configs/experiments/repair.toml` take here and in
-    PyTorch: for each of 25 pairs of bias and seed one classifier on 1,000 images, and each repair
+Question: how long do the trainings of `configs/experiments/repair.toml` take here and in PyTorch:
+    for each of 25 pairs of bias and seed one classifier on 1,000 images, and each repair
     of it on a few hundred others, each tested on 5,000? Searches and drawings are not trainings,
     and are left out.
 Method: each program in a process of its own on the CPU, with its default threads; same network with
@@ -38,10 +38,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from qdgs_jax.config import ClassifierConfig, RepairConfig, TrainingConfig, load_repair_config
+from qdgs_jax.experiments.repair.config import RepairConfig, load_repair_config
 from qdgs_jax.experiments.repair.experiment import EPOCHS_AT_ONCE, epochs_of
 from qdgs_jax.training import classifier
 from qdgs_jax.training.classifier import Data
+from qdgs_jax.training.config import ClassifierConfig, TrainingConfig
 
 CONFIG = Path(__file__).parents[1] / "configs/experiments/repair.toml"
 PROGRAMS = "jax", "torch", "torch, channels last", "torch, channels last, memory kept"

@@ -31,9 +31,8 @@ import jax.numpy as jnp
 from qdgs_jax import archives
 from qdgs_jax import search as searches
 from qdgs_jax.archives import GridArchive
-from qdgs_jax.config import SearchConfig
-from qdgs_jax.emitters.cma_es import single_threaded_blas
-from qdgs_jax.jacobian import with_jacobian
+from qdgs_jax.config import SERVES, SearchConfig
+from qdgs_jax.jacobian import Memory, Scores, with_jacobian
 from qdgs_jax.search import Search
 from qdgs_jax.typing import Array, Key, Latents, Measures, Objective, Params
 
@@ -72,20 +71,27 @@ class Setting:
     @property
     def search(self) -> Search:
         """The search over this task."""
+        options = {
+            "learning_rate": self.alpha, "step_size": self.step_size, "optimizer": self.optimizer,
+            "selection": self.selection, "restart": self.restart, "strategy": self.strategy,
+        }  # fmt: skip
+        if self.algorithm in ("cma_me", "cma_mae") and self.strategy != "openai_es":
+            del options["step_size"]
         config = SearchConfig(
             algorithm=self.algorithm,
             emitters=self.emitters,
             batch_size=self.batch,
             sigma0=self.sigma0,
-            learning_rate=self.alpha,
-            step_size=self.step_size,
-            optimizer=self.optimizer,
-            selection=self.selection,
-            restart=self.restart,
-            strategy=self.strategy,
+            **{name: value for name, value in options.items() if self.algorithm in SERVES[name]},
         )
         task = TASKS[self.task]
-        return searches.make_search(config, self.archive, task, with_jacobian(task))
+
+        def score(
+            params: Params, key: Key, latents: Latents, memory: Memory
+        ) -> tuple[Scores, Memory]:
+            return Scores(*task(latents)), memory
+
+        return searches.make_search(config, self.archive, score, with_jacobian(score))
 
 
 def linear_projection(latents: Latents) -> Measures:
@@ -100,14 +106,14 @@ def _percent(raw: Array, worst: float) -> Objective:
     return 100 * (1 - raw / worst)
 
 
-def sphere(params: Params, key: Key, latents: Latents) -> tuple[Objective, Measures]:
+def sphere(latents: Latents) -> tuple[Objective, Measures]:
     """Squared distance to the shifted optimum."""
     raw = ((latents - SHIFT) ** 2).sum(axis=-1)
     worst = latents.shape[-1] * (LIMIT + SHIFT) ** 2
     return _percent(raw, worst), linear_projection(latents)
 
 
-def rastrigin(params: Params, key: Key, latents: Latents) -> tuple[Objective, Measures]:
+def rastrigin(latents: Latents) -> tuple[Objective, Measures]:
     """The sphere with a lattice of local optima."""
 
     def cost(x: Array) -> Array:
@@ -117,13 +123,13 @@ def rastrigin(params: Params, key: Key, latents: Latents) -> tuple[Objective, Me
     return _percent(cost(latents - SHIFT), worst), linear_projection(latents)
 
 
-def plateau(params: Params, key: Key, latents: Latents) -> tuple[Objective, Measures]:
+def plateau(latents: Latents) -> tuple[Objective, Measures]:
     """100 within the box; beyond it, minus the mean squared excess."""
     excess = jnp.maximum(jnp.abs(latents) - LIMIT, 0)
     return 100 - (excess**2).mean(axis=-1), linear_projection(latents)
 
 
-def arm(params: Params, key: Key, latents: Latents) -> tuple[Objective, Measures]:
+def arm(latents: Latents) -> tuple[Objective, Measures]:
     """Joint angles [N, n] of even size are good; the hand's place measures."""
     angles = jnp.cumsum(latents, axis=-1)
     hand = jnp.stack([jnp.cos(angles).sum(axis=-1), jnp.sin(angles).sum(axis=-1)], axis=-1)
@@ -236,7 +242,6 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="with --bars: parts, e.g. cma_mae alpha")
     parser.add_argument("--json", type=Path, help="where to put all figures")
     options = parser.parse_args()
-    single_threaded_blas()
     settings = [setting for part, setting in bars() if part in (options.only or [part])]
     if not options.bars:
         fields = {name: getattr(options, name) for name in Setting.__dataclass_fields__

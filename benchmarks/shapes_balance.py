@@ -29,7 +29,9 @@ from shapes_evaluator import judge, judge_folder, summarise
 
 from qdgs_jax.config import Config, load_config
 from qdgs_jax.datasets import export as dataset
+from qdgs_jax.problem import Problem, load_problem
 from qdgs_jax.runs import sampling as runs
+from qdgs_jax.runs.results import load_run
 
 CONFIG = Path(__file__).parents[1] / "configs/search/shapes.toml"
 
@@ -65,9 +67,9 @@ def measure_seed(config: Config, seed: int, count: int, root: Path) -> dict[str,
     config = dataclasses.replace(config, seed=seed)
     run, exported, sampled = (root / f"{name}-{seed}" for name in ("run", "export", "baseline"))
     summary = runs.sample(config, run)
-    finished = runs.load_run(run)
+    finished = load_run(run)
     resolved, elites = finished.config, finished.elites  # all in one grid
-    problem = runs.load_problem(resolved)
+    problem = load_problem(resolved)
     balance = dataset.export(run, exported, count=count, seed=seed)
     dataset.baseline(resolved, sampled, count=count, seed=seed)
     best, latents = sample_randomly(problem, summary["evaluations"])
@@ -111,7 +113,7 @@ def judge_dataset(folder: Path) -> dict[str, float]:
     }
 
 
-def sample_randomly(problem: runs.Problem, evaluations: int) -> tuple[np.ndarray, np.ndarray]:
+def sample_randomly(problem: Problem, evaluations: int) -> tuple[np.ndarray, np.ndarray]:
     """The best of random latents in each cell that any fills: objective [n], latents [n, D]."""
     config, archive = problem.config, problem.search.archive
     size = config.search.chunk_size
@@ -121,8 +123,9 @@ def sample_randomly(problem: runs.Problem, evaluations: int) -> tuple[np.ndarray
     for start in range(0, evaluations, size):
         latents = problem.generator.sample(jax.random.fold_in(latent_key, start), size)
         key = jax.random.fold_in(score_key, start)
-        objective, measures = score(problem.params, key, latents)
-        found.append(jax.device_get((archive.index_of(measures), objective, latents)))
+        scores, _ = score(problem.params, key, latents, ())
+        cells = archive.index_of(scores.measures)
+        found.append(jax.device_get((cells, scores.objective, latents)))
     columns = (np.concatenate(each)[:evaluations] for each in zip(*found, strict=True))
     cells, objective, latents = columns
     order = np.argsort(-objective, kind="stable")
@@ -130,7 +133,7 @@ def sample_randomly(problem: runs.Problem, evaluations: int) -> tuple[np.ndarray
     return objective[order[first]], latents[order[first]]
 
 
-def find_clean(problem: runs.Problem, latents: np.ndarray, size: int = 64) -> np.ndarray:
+def find_clean(problem: Problem, latents: np.ndarray, size: int = 64) -> np.ndarray:
     """Whether each of latents [n, D] is a clean shape to the evaluator."""
     render = jax.jit(problem.generator.render)
     clean = []

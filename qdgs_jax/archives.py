@@ -3,7 +3,7 @@
 One update rule serves the family (Fontaine and Nikolaidis, "Covariance Matrix Adaptation
 MAP-Annealing", arXiv 2205.10752): every cell has an acceptance threshold t. MAP-Elites is the case
 `threshold_min = -inf`, where t is the elite's own objective. A batch is inserted as in pyribs'
-`GridArchive.add`: everything is judged against the archive before the batch.
+`GridArchive.add`: everything is compared with the archive before the batch.
 
     archive = GridArchive(cells=(50, 50), lower=(-1, -1), upper=(1, 1))
     state = init(archive, latent_size)
@@ -148,7 +148,7 @@ class ArchiveState(struct.PyTreeNode):
 
 
 class Insertion(struct.PyTreeNode):
-    """What became of each solution of a batch, judged against the archive before it."""
+    """What became of each solution of a batch, compared with the archive before it."""
 
     objective: Array  # [N], -inf where not finite
     measures: Array  # [N, M], 0 where not finite

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib.metadata
 import json
 import os
 import sys
@@ -19,13 +20,15 @@ from qdgs_jax.config import (
     Config,
     MeasureConfig,
     ObjectiveConfig,
-    RepairConfig,
     load_config,
-    load_repair_config,
 )
 from qdgs_jax.errors import ConfigError, QDGSError
+from qdgs_jax.experiments.repair.config import RepairConfig
+from qdgs_jax.named_config import named_config
+from qdgs_jax.training.config import TrainConfig
 
 Overrides = Annotated[Config, arg(name="")]
+TrainOverrides = Annotated[TrainConfig, arg(name="")]
 RepairOverrides = Annotated[RepairConfig, arg(name="")]
 
 # What `--help` shows as defaults when no config is named.
@@ -43,22 +46,32 @@ def main() -> None:
 def run_command(arguments: list[str]) -> int:
     """Runs one command; mistakes and failures become one sentence on standard error."""
     warnings.showwarning = _show_warning
+    if arguments == ["--version"]:
+        print(f"qdgs {importlib.metadata.version('qdgs-jax')}")
+        return 0
     try:
-        config = _named_config(arguments)
-        repair_config = _named_repair_config(arguments)
+        config = named_config(arguments, ("sample",), ("baseline",)) or _ANY_CONFIG
         tyro.extras.subcommand_cli_from_dict(
             {
                 "sample": functools.partial(sample, overrides=config),
                 "export": export,
                 "baseline": functools.partial(baseline, overrides=config),
-                "train": functools.partial(train, overrides=repair_config),
+                "train": functools.partial(
+                    train, overrides=named_config(arguments, ("train",)) or TrainConfig()
+                ),
+                "experiment repair": functools.partial(
+                    repair_experiment,
+                    overrides=named_config(arguments, ("experiment", "repair")) or RepairConfig(),
+                ),
                 "convert": convert,
                 "pretrain": pretrain,
             },
             prog="qdgs",
             description="Quality-Diversity Generative Sampling: balanced synthetic datasets from "
-            "biased generators.",
-            args=arguments,
+            "biased generators. `qdgs --version` prints the version.",
+            args=[" ".join(arguments[:2]), *arguments[2:]]  # one word to tyro
+            if arguments[:1] == ["experiment"]
+            else arguments,
             config=(FlagCreatePairsOff,),
         )
     except QDGSError as error:
@@ -87,14 +100,13 @@ def sample(
     Args:
         config: TOML file; each of its values can be overridden by an option.
         out: run folder; runs/NAME-OF-THE-CONFIG if not given.
-        resume: go on from the last checkpoint of the run folder.
-        acknowledge_notice: go on where the config has a notice.
+        resume: continue from the last checkpoint of the run folder.
+        acknowledge_notice: continue although the config has a notice.
     """
+    _require_read(config, overrides)
     _require_acknowledged(overrides, acknowledge_notice)
-    from qdgs_jax.emitters.cma_es import single_threaded_blas
     from qdgs_jax.runs import sampling as runs  # jax is slow to import: only when there is work
 
-    single_threaded_blas()
     folder = out or Path("runs") / config.stem
     with _progress(overrides.search.generations) as report:
         summary = runs.sample(overrides, folder, resume=resume, report=report)
@@ -145,12 +157,12 @@ def baseline(
         out: folder of the dataset.
         count: images; the config's export.count if not given.
         nearest_bin: label images that no bin holds by the nearest one, instead of not at all.
-        acknowledge_notice: go on where the config has a notice.
+        acknowledge_notice: continue although the config has a notice.
     """
+    _require_read(config, overrides)
     _require_acknowledged(overrides, acknowledge_notice)
     from qdgs_jax.datasets import export as dataset
 
-    del config  # read into the overrides' defaults
     balance = dataset.baseline(
         overrides,
         out,
@@ -164,63 +176,85 @@ def baseline(
 def train(
     config: Positional[Path | None] = None,
     *,
-    overrides: RepairOverrides,
+    overrides: TrainOverrides,
     train: Path | None = None,
-    repair: Path | None = None,
     test: Path | None = None,
     group: str | None = None,
-    out: Path | None = None,
+    repair: Path | None = None,
+    out: Path = Path("runs/train"),
     resume: bool = False,
 ) -> None:
-    """Repair biased classifiers: the experiment of a config, or with your own folders of images.
+    """Train a classifier on a folder of images, repair it with another, test it by group.
 
     Args:
         config: TOML file; each of its values can be overridden by an option.
-        train: instead of the experiment: class folders of images to train on.
-        repair: class folders of images to go on with.
+        train: class folders of images to train on.
+        repair: class folders of images to fine-tune with.
         test: class folders of images to test on, with a metadata.jsonl.
-        group: column of the test's metadata.jsonl that names the groups to be fair to.
-        out: folder of the results; runs/NAME-OF-THE-CONFIG or runs/train if not given.
-        resume: go on with the results in that folder.
+        group: column of the test's metadata.jsonl that names the groups to compare.
+        out: folder of the results.
+        resume: continue with the results in that folder.
     """
-    from qdgs_jax.emitters.cma_es import single_threaded_blas
-    from qdgs_jax.evaluation import fairness
-    from qdgs_jax.experiments.repair import experiment as repairs
-
-    folder = out or Path("runs") / (config.stem if config else "train")
-    if train or repair or test or group:
-        if not (train and test and group):
-            raise ConfigError("Folders need all of --train, --test and --group: add what lacks.")
-        results = repairs.repair_folders(
-            overrides, folder, train=train, repair=repair, test=test, group=group, resume=resume
-        )
-    elif overrides.search:
-        single_threaded_blas()
-        search = load_config(Path(overrides.search))
-        results = repairs.run_experiment(overrides, search, folder, resume=resume)
-    else:
+    del config  # read into the overrides' defaults
+    if not (train and test and group):
         raise ConfigError(
-            "Nothing to train on: name a config with `search`, or give --train, --test, --group."
+            "Folders of images need all of --train, --test and --group: add what is missing, or "
+            "run an experiment by `qdgs experiment repair CONFIG`."
         )
+    from qdgs_jax.experiments.repair import experiment
+
+    results = experiment.repair_folders(
+        overrides, out, train=train, repair=repair, test=test, group=group, resume=resume
+    )
+    _tell_results(out, results)
+
+
+def repair_experiment(
+    config: Positional[Path],
+    *,
+    overrides: RepairOverrides,
+    out: Path | None = None,
+    resume: bool = False,
+) -> None:
+    """Repair classifiers that were trained on colour-biased drawings (QDGS, shapes domain).
+
+    Args:
+        config: TOML file; each of its values can be overridden by an option.
+        out: folder of the results; runs/NAME-OF-THE-CONFIG if not given.
+        resume: continue with the results in that folder.
+    """
+    from qdgs_jax.experiments.repair import experiment
+
+    if not overrides.search:
+        raise ConfigError(f"{config} names no `search` that makes its images: add one.")
+    folder = out or Path("runs") / config.stem
+    search = load_config(Path(overrides.search))
+    results = experiment.run_experiment(overrides, search, folder, resume=resume)
+    _tell_results(folder, results)
+
+
+def _tell_results(folder: Path, results: dict[str, Any]) -> None:
+    from qdgs_jax.evaluation import fairness
+
     _tell({"results": str(folder), **results, "table": fairness.table(results["rows"])}, "{table}")
 
 
 def pretrain(
     model: Positional[Literal["vae", "clip"]], out: Positional[Path], *, seed: int = 0
 ) -> None:
-    """Train a built-in model of the shapes domain anew.
+    """Train a built-in model of the shapes domain.
 
     Args:
         model: the colour-biased VAE, or the small CLIP.
         out: folder for its weights and model card.
         seed: seed of drawings, initial weights and batches.
     """
-    from qdgs_jax.shapes import pretraining as training
+    from qdgs_jax.shapes import clip_training, vae_training
 
     if model == "vae":
-        training.train_vae(out, seed=seed)
+        vae_training.train_vae(out, seed=seed)
     else:
-        training.train_clip(out, seed=seed)
+        clip_training.train_clip(out, seed=seed)
 
 
 def convert(
@@ -250,21 +284,10 @@ def _require_acknowledged(config: Config, acknowledged: bool) -> None:
         raise ConfigError(f"{NOTICES[config.notice]} Go on with --acknowledge-notice.")
 
 
-def _named_config(arguments: list[str]) -> Config:
-    """The config file among the arguments; its values are the defaults of the options."""
-    if arguments[:1] not in (["sample"], ["baseline"]):
-        return _ANY_CONFIG
-    named = [path for path in arguments[1:] if path.endswith(".toml")]
-    first = [path for path in arguments[1:2] if not path.startswith("-")]
-    return load_config(Path((named or first)[0])) if named or first else _ANY_CONFIG
-
-
-def _named_repair_config(arguments: list[str]) -> RepairConfig:
-    """The same for `train`, which can do without a file."""
-    named = arguments[:1] == ["train"] and [
-        path for path in arguments[1:2] if not path.startswith("-")
-    ]
-    return load_repair_config(Path(named[0])) if named else RepairConfig()
+def _require_read(config: Path, overrides: Config) -> None:
+    """Refuses to run with placeholders where a config was named but not found."""
+    if overrides.objective == _ANY_CONFIG.objective:
+        raise ConfigError(f"The config {config} must come before options of several values.")
 
 
 @contextlib.contextmanager

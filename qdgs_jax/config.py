@@ -1,22 +1,17 @@
 """What a run is: frozen dataclasses, read from TOML, changed on the command line."""
 
 import dataclasses
-import functools
 import math
-import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
+from typing import Annotated, Any, Literal
 
-import pydantic
 import tomli_w
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from qdgs_jax import files
-from qdgs_jax.errors import ConfigError, did_you_mean
+from qdgs_jax.errors import did_you_mean
+from qdgs_jax.schema import Count, Fraction, Positive, checked, read_toml, validate
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[float, float]
 LatentSpace = Literal["auto", "z", "w", "w+"]
 
@@ -28,27 +23,8 @@ NOTICES = {
 }
 """What to know before a search, by its name in `notice`."""
 
-T = TypeVar("T")
 
-
-@dataclass_transform(frozen_default=True)
-def _checked(cls: type[T]) -> type[T]:
-    """A frozen dataclass whose values are validated, with ConfigError as the one exception."""
-    made: Any = pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(extra="forbid"))(cls)
-    construct = made.__init__
-
-    @functools.wraps(construct)
-    def checked_construct(self: Any, *args: Any, **values: Any) -> None:
-        try:
-            construct(self, *args, **values)
-        except pydantic.ValidationError as error:
-            raise ConfigError(f"{cls.__name__}: {_explain(error)}.") from None
-
-    made.__init__ = checked_construct
-    return made
-
-
-@_checked
+@checked
 class GeneratorConfig:
     """The frozen generator that is sampled."""
 
@@ -63,7 +39,7 @@ class GeneratorConfig:
     """Of a StyleGAN2's matrix products: float32, what the device prefers, or bfloat16."""
 
 
-@_checked
+@checked
 class EncoderConfig:
     """The frozen image-text encoder that scores."""
 
@@ -75,7 +51,7 @@ class EncoderConfig:
     """Whether it sees a random square of an image that is larger than its input, or all of it."""
 
 
-@_checked
+@checked
 class ObjectiveConfig:
     """Quality, in words or without. Several texts in one prompt are separated by `|`."""
 
@@ -93,7 +69,7 @@ class ObjectiveConfig:
     """Weight of the distance to good images seen lately; 0: none are remembered."""
 
 
-@_checked
+@checked
 class MeasureConfig:
     """One axis of the archive: a pair of prompts, or a plain function of the image."""
 
@@ -107,7 +83,7 @@ class MeasureConfig:
     range: Interval | Literal["auto"] = "auto"
     """Ends of the grid; `auto` takes them from random samples and records them."""
     cells: Count = 50
-    """Cells along this axis."""
+    """Cells along this axis of a grid."""
 
     def __post_init__(self) -> None:
         if bool(self.function) == bool(self.low or self.high):
@@ -128,7 +104,35 @@ class MeasureConfig:
         return self.range
 
 
-@_checked
+@checked
+class ArchiveConfig:
+    """How the measures are divided into cells."""
+
+    kind: Literal["grid", "cvt"] = "grid"
+    """`grid`: by the `cells` of each measure; `cvt`: the regions nearest to points that share the
+    ranges out evenly, for three and more measures."""
+    cells: Count = 1000
+    """Cells of a `cvt` archive."""
+
+
+_ASCENT = ("cma_mega", "cma_maega")
+_STRATEGIES = ("cma_me", "cma_mae")
+SERVES = {
+    "step_size": (*_ASCENT, *_STRATEGIES),
+    "optimizer": _ASCENT,
+    "line_sigma": ("map_elites_line",),
+    "strategy": _STRATEGIES,
+    "ranker": (*_ASCENT, *_STRATEGIES),
+    "selection": (*_ASCENT, *_STRATEGIES),
+    "restart": (*_ASCENT, *_STRATEGIES),
+    "learning_rate": ("cma_mae", "cma_maega"),
+    "threshold_min": ("cma_mae", "cma_maega"),
+    "rematerialise": ("omg_mega", *_ASCENT),
+}
+"""Options of a search that only some algorithms heed -> these."""
+
+
+@checked
 class SearchConfig:
     """The quality-diversity search; defaults are the paper's, but for many emitters at once."""
 
@@ -162,9 +166,9 @@ class SearchConfig:
     ranker: Literal["auto", "imp", "2imp", "obj", "rd"] = "auto"
     """What a batch is ranked by; `auto` is the algorithm's own, likewise the next two."""
     selection: Literal["auto", "filter", "mu"] = "auto"
-    """Who teaches: the accepted, or the better half."""
+    """Parents: `filter`: solutions that the archive accepted; `mu`: the best half."""
     restart: Literal["auto", "basic", "no_improvement"] | Count = "auto"
-    """When an emitter begins anew: when spent, when none was accepted, or every so often."""
+    """When an emitter restarts: when spent, when none was accepted, or every N generations."""
     learning_rate: Fraction = 0.02
     """Archive learning rate alpha (`cma_mae`, `cma_maega`): 0 optimises, 1 explores."""
     threshold_min: Annotated[float, Field(allow_inf_nan=False)] = 0.0
@@ -177,8 +181,29 @@ class SearchConfig:
     """Whether images are rendered again for their gradients, so that activations need not be kept
     meanwhile; for accelerators that are short of memory, since on CPU it saves none."""
 
+    def __post_init__(self) -> None:
+        for name, algorithms in SERVES.items():
+            if self.algorithm not in algorithms and self._changes(name):
+                raise ValueError(
+                    f"search.{name} has no effect with algorithm '{self.algorithm}', only with "
+                    f"{', '.join(algorithms)}: leave it out"
+                )
+        if (
+            self.algorithm in _STRATEGIES
+            and self.strategy != "openai_es"
+            and self._changes("step_size")
+        ):
+            raise ValueError(
+                f"search.step_size has no effect with strategy '{self.strategy}', only with "
+                "openai_es: leave it out"
+            )
 
-@_checked
+    def _changes(self, name: str) -> bool:
+        """Whether an option has another value than by default."""
+        return getattr(self, name) != type(self).__dataclass_fields__[name].default
+
+
+@checked
 class RunConfig:
     """How often a run reports and saves itself."""
 
@@ -188,7 +213,7 @@ class RunConfig:
     """Generations between two checkpoints; a multiple of `log_every`."""
 
 
-@_checked
+@checked
 class BinConfig:
     """A named region of the measures, exported as (part of) one class."""
 
@@ -204,7 +229,7 @@ class BinConfig:
                 raise ValueError(f"bin '{self.name}': `{name}` must be [low, high] with low < high")
 
 
-@_checked
+@checked
 class ExportConfig:
     """What `qdgs export` writes."""
 
@@ -216,7 +241,7 @@ class ExportConfig:
     """Regions to fill equally; without any, samples spread evenly over all filled cells."""
 
 
-@_checked
+@checked
 class Config:
     """Everything that decides a run: same config, same device, same archive."""
 
@@ -227,6 +252,7 @@ class Config:
     """Of NOTICES, what has to be acknowledged before the search, and stands in its datasets."""
     generator: GeneratorConfig = GeneratorConfig()
     encoder: EncoderConfig = EncoderConfig()
+    archive: ArchiveConfig = ArchiveConfig()
     search: SearchConfig = SearchConfig()
     run: RunConfig = RunConfig()
     export: ExportConfig = ExportConfig()
@@ -241,11 +267,25 @@ class Config:
             raise ValueError(
                 "objective.uniqueness compares embeddings: give prompts too, or leave it out"
             )
+        if not objective.regularisation and objective.radius != ObjectiveConfig.radius:
+            raise ValueError("objective.radius has no effect without regularisation: set that too")
+        if not self.has_prompts and self.encoder != EncoderConfig():
+            raise ValueError("nothing is prompted, so no encoder is used: leave [encoder] out")
         names = [measure.name for measure in self.measures]
         if not names:
             raise ValueError("no measures: add at least one [[measures]] table")
         if len(set(names)) < len(names):
             raise ValueError(f"measures need distinct names, got {', '.join(names)}")
+        if self.archive.kind == "grid" and self.archive.cells != ArchiveConfig.cells:
+            raise ValueError(
+                "archive.cells has no effect on a grid: set `cells` of each measure instead"
+            )
+        for measure in self.measures:
+            if self.archive.kind == "cvt" and measure.cells != MeasureConfig.cells:
+                raise ValueError(
+                    f"measure '{measure.name}': `cells` has no effect in a cvt archive: set "
+                    "archive.cells instead"
+                )
         bins = [bin.name for bin in self.export.bins]
         if len(set(bins)) < len(bins):
             raise ValueError(f"bins need distinct names, got {', '.join(bins)}")
@@ -273,81 +313,13 @@ class Config:
         return bool(self.objective.positive) or not all(m.function for m in self.measures)
 
 
-@_checked
-class ClassifierConfig:
-    """A small convolutional network; the defaults are the paper's."""
-
-    channels: Annotated[tuple[Count, ...], Field(min_length=1)] = (16, 32, 64)
-    """Of 3 x 3 convolutions, each followed by 2 x 2 max pooling."""
-    hidden: Count = 128
-    """Width of the linear layer before the last."""
-
-
-@_checked
-class TrainingConfig:
-    """How a classifier is trained, and then repaired; the defaults are the paper's."""
-
-    optimizer: Literal["adam", "sgd"] = "adam"
-    """`sgd` has a momentum of 0.9."""
-    learning_rate: Positive = 1e-3
-    batch_size: Count = 128
-    epochs: Count = 20
-    """On the biased images."""
-    repair_epochs: Count = 30
-    """On the images of the repair alone, by a new optimiser."""
-    rotation: Annotated[float, Field(ge=0, le=180)] = 180.0
-    """Augmentation: each image is turned by up to so many degrees either way; 0 for none."""
-
-
-Arm = Literal["biased", "random", "random, equal classes", "random, equal bins", "qdgs", "unbiased"]
-
-
-@_checked
-class RepairConfig:
-    """Repair of biased classifiers: `classifier` and `training` serve any images, the rest says
-    what the experiment on drawings compares."""
-
-    search: str = ""
-    """Config of the search that makes the synthetic images; a path from this file's folder."""
-    seeds: Count = 5
-    """Trainings, each with drawings, a search and random samples of its own."""
-    biases: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (0.98, 0.95, 0.9, 0.85, 0.8)
-    """Fractions of training triangles that are red and of squares that are blue."""
-    arms: tuple[Arm, ...] = (
-        "biased", "random", "random, equal classes", "random, equal bins", "qdgs", "unbiased",
-    )  # fmt: skip
-    """What repairs: the same biased drawings again; random samples of the generator, each labelled
-    by the nearest of the search's bins, as they come or weighted to equal classes or bins; the
-    search's elites; drawings without bias. All see as many images."""
-    images: Count = 1000
-    """Of each training."""
-    repair_images: Count = 300
-    """Of each set that repairs."""
-    test_images: Count = 5000
-    """Unbiased drawings."""
-    classifier: ClassifierConfig = ClassifierConfig()
-    training: TrainingConfig = TrainingConfig()
-
-
-def load_config(path: Path) -> Config:
+def load_config(path: str | Path) -> Config:
     """Reads a TOML file.
 
     Raises:
         ConfigError: the file is missing, not TOML, or holds unknown keys or bad values.
     """
-    return parse_config(_read_toml(path), source=str(path))
-
-
-def load_repair_config(path: Path) -> RepairConfig:
-    """Reads a TOML file; `search` becomes a path from the working directory.
-
-    Raises:
-        ConfigError: as `load_config` does.
-    """
-    values = _read_toml(path)
-    if isinstance(values.get("search"), str):
-        values["search"] = str(path.parent / values["search"])
-    return _validate(RepairConfig, values, source=str(path))
+    return parse_config(read_toml(Path(path)), source=str(path))
 
 
 def parse_config(values: dict[str, Any], *, source: str) -> Config:
@@ -356,23 +328,7 @@ def parse_config(values: dict[str, Any], *, source: str) -> Config:
     Raises:
         ConfigError: unknown key, missing key or value out of range.
     """
-    return _validate(Config, values, source=source)
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"Cannot read the config {path}: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The config {path} is not valid TOML: {error}.") from None
-
-
-def _validate(kind: type[T], values: dict[str, Any], *, source: str) -> T:
-    try:
-        return pydantic.TypeAdapter(kind).validate_python(values)
-    except pydantic.ValidationError as error:
-        raise ConfigError(f"Config {source}: {_explain(error)}.") from None
+    return validate(Config, values, source=source)
 
 
 def save_config(path: Path, config: Config) -> None:
@@ -383,25 +339,3 @@ def save_config(path: Path, config: Config) -> None:
 def _require_text(where: str, key: str, prompt: str) -> None:
     if not all(text.strip() for text in prompt.split("|")):
         raise ValueError(f"the {key} prompt of {where} is empty: describe it in words")
-
-
-def _explain(error: pydantic.ValidationError) -> str:
-    """The first problem of a validation in words; an unknown key explains a missing one."""
-    unknown = "unexpected_keyword_argument"
-    problem = min(error.errors(include_url=False), key=lambda found: found["type"] != unknown)
-    where = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("tuple["))
-    if problem["type"] == "value_error":
-        return str(problem["ctx"]["error"])
-    if problem["type"] == unknown:
-        return f"unknown key '{where}'{did_you_mean(where.split('.')[-1], _known_keys())}"
-    if problem["type"].startswith("missing"):
-        return f"the key '{where}' is missing"
-    return f"'{where}' {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}"
-
-
-def _known_keys() -> list[str]:
-    classes = (
-        Config, GeneratorConfig, EncoderConfig, ObjectiveConfig, MeasureConfig, SearchConfig,
-        RunConfig, BinConfig, ExportConfig, ClassifierConfig, TrainingConfig, RepairConfig,
-    )  # fmt: skip
-    return [field.name for cls in classes for field in dataclasses.fields(cls)]

@@ -12,10 +12,9 @@ from typing import Any
 import huggingface_hub
 import jax.numpy as jnp
 
-from qdgs_jax import files
+from qdgs_jax import files, folders
 from qdgs_jax.errors import CheckpointError, ConfigError, did_you_mean
 from qdgs_jax.models import clip
-from qdgs_jax.models.checkpoint import sha256
 from qdgs_jax.models.precision import Precision
 from qdgs_jax.typing import Array, Embeddings, Images, Params
 
@@ -81,7 +80,7 @@ def load(model: str, *, precision: Precision = "highest") -> tuple[Encoder, Para
 
     encoder = Encoder(
         name=path.name if path.exists() and model not in BUILT_IN else model,
-        sha256=sha256(weights),
+        sha256=files.sha256(weights),
         image_size=config.image_size,
         embed_images=embed_images,
         embed_tokens=embed_tokens,
@@ -106,7 +105,7 @@ def convert(source: str, folder: Path) -> None:
     """
     weights = clip.find_weights(Path(source) if Path(source).exists() else source)
     config, params = clip.load(weights)
-    with files.interruptions_explained(folder, again="run the same command again"):
+    with folders.interruptions_explained(folder, again="run the same command again"):
         clip.save(folder, config, params)
         for name in _TOKENIZER_FILES:
             if (weights.parent / name).is_file():

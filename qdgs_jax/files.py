@@ -1,13 +1,13 @@
-"""Files that are whole or absent, and what stops their writing in words."""
+"""Files that are whole or absent, and their fingerprints."""
 
 import contextlib
-import errno
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from qdgs_jax.errors import QDGSError
+from qdgs_jax.errors import CheckpointError
 
 
 @contextlib.contextmanager
@@ -29,27 +29,14 @@ def write(path: Path, content: bytes | str) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
-@contextlib.contextmanager
-def interruptions_explained(folder: Path, *, again: str) -> Iterator[None]:
-    """Tells how to go on after what stops the writing in `folder`.
-
-    Args:
-        again: the remedy, in the imperative.
+def sha256(path: str | Path) -> str:
+    """Fingerprint of a file, in hexadecimal.
 
     Raises:
-        QDGSError: a sentence with a remedy, in place of an OSError.
-        KeyboardInterrupt: as it came, with `again` as its note.
+        CheckpointError: The file cannot be read.
     """
     try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        interrupt.add_note(again)
-        raise
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise QDGSError(
-                f"No space is left for {folder} ({error.strerror}): free some, then {again}."
-            ) from error
-        raise QDGSError(
-            f"{folder} is not writable ({error.strerror or error}): choose another folder."
-        ) from error
+        raise CheckpointError(f"{path} cannot be read, {error.strerror}: check the path") from error

@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from qdgs_jax import files
 from qdgs_jax.config import LatentSpace
 from qdgs_jax.errors import CheckpointError, ConfigError, did_you_mean
 from qdgs_jax.models import dcgan, stylegan2, vae
-from qdgs_jax.models.checkpoint import read_tensors, sha256
+from qdgs_jax.models.checkpoint import read_tensors
 from qdgs_jax.models.precision import Precision
 from qdgs_jax.typing import Array, Images, Key, Latents, Params
 
@@ -38,8 +39,6 @@ class Generator:
 
     name: str
     """Built-in name, or last part of the path."""
-    sha256: str
-    """Of the file of weights, in hex."""
     latent_size: int
     """D."""
     image_size: int
@@ -49,6 +48,8 @@ class Generator:
     loaded: call it outside of compiled programs, which would take in its weights."""
     render: Callable[[Params, Latents], Images]
     """(params, latents [N, D]) -> images [N, H, W, 3], RGB in [0, 1]."""
+    sha256: str = ""
+    """Of the file of weights, in hex; empty for a generator that comes from no file."""
 
 
 def load(
@@ -143,7 +144,7 @@ def _decoder(
 
     generator = Generator(
         name=name,
-        sha256=sha256(_weights(path)),
+        sha256=files.sha256(_weights(path)),
         latent_size=config.latent_size,
         image_size=config.image_size,
         sample=lambda key, n: jax.random.normal(key, (n, config.latent_size)),
@@ -195,7 +196,7 @@ def _stylegan2(
 
     generator = Generator(
         name=name,
-        sha256=sha256(_weights(path)),
+        sha256=files.sha256(_weights(path)),
         latent_size=config.latent_size if space == "z" else layers * config.style_size,
         image_size=config.image_size,
         sample=sample,

@@ -1,43 +1,50 @@
-"""Values of latents with all their gradients: one forward pass, and a pull-back for each value."""
+"""What scoring a batch returns, and the gradients of it all: one forward pass, a pull-back a value.
+
+A score is any function `score(params, key, latents, memory) -> (Scores, memory)`. The memory is a
+pytree that it carries from call to call, and `()` where it has none.
+"""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from qdgs_jax.typing import Array, Key, Latents, Measures, Objective, Params
 
-
-def values_and_jacobian(
-    function: Callable[[Latents], tuple[Array, Any]], latents: Latents
-) -> tuple[Array, Array, Any]:
-    """Values [N, R], their Jacobian [N, R, D] and what else function(latents [N, D]) gives.
-
-    Samples must not touch each other: then a cotangent of ones over N gives each its own row.
-    """
-    values, pull_back, others = jax.vjp(function, latents, has_aux=True)
-    rows = jnp.eye(values.shape[1], dtype=values.dtype)
-    cotangents = jnp.broadcast_to(rows[:, None], (len(rows), *values.shape))
-    (gradients,) = jax.vmap(pull_back)(cotangents)
-    return values, jnp.swapaxes(gradients, 0, 1), others
+Memory: TypeAlias = Any  # a pytree of arrays, its structure and shapes always the same
 
 
-def with_jacobian(
-    score: Callable[[Params, Key, Latents], tuple[Objective, Measures]],
-) -> Callable[[Params, Key, Latents], tuple[Objective, Measures, Array]]:
-    """f(params, key, latents) -> objective [N], measures [N, M], jacobian [N, 1 + M, D].
+class Scores(struct.PyTreeNode):
+    """What a score says of latents [N, D]."""
 
-    jacobian[:, 0] is the gradient of the objective, row 1 + j that of measure j. For any score
-    whose samples do not touch each other; `qdgs_jax.scoring.with_jacobian` does it in chunks.
+    objective: Objective  # [N], higher is better
+    measures: Measures  # [N, M]
+    jacobian: Array | None = None  # [N, 1 + M, D], the objective's gradient first, if asked for
+
+
+Score: TypeAlias = Callable[[Params, Key, Latents, Memory], tuple[Scores, Memory]]
+"""(params, key, latents [N, D], memory) -> scores, and the memory of the next call."""
+
+
+def with_jacobian(score: Score) -> Score:
+    """The same score, whose scores have their Jacobian: jacobian[:, 0] is the objective's gradient.
+
+    Samples must not affect each other: then one pull-back of ones over N serves all of them. What
+    follows the scores, memory or other, passes through.
     """
 
-    def scored(params: Params, key: Key, latents: Latents) -> tuple[Objective, Measures, Array]:
-        def values(latents: Latents) -> tuple[Array, None]:
-            objective, measures = score(params, key, latents)
-            return jnp.concatenate([objective[:, None], measures], axis=1), None
+    def scored(params: Params, key: Key, latents: Latents, memory: Memory) -> tuple[Scores, Memory]:
+        def values(latents: Latents) -> tuple[Array, Memory]:
+            scores, after = score(params, key, latents, memory)
+            return jnp.concatenate([scores.objective[:, None], scores.measures], axis=1), after
 
-        outputs, jacobian, _ = values_and_jacobian(values, latents)
-        return outputs[:, 0], outputs[:, 1:], jacobian
+        outputs, pull_back, after = jax.vjp(values, latents, has_aux=True)
+        rows = jnp.eye(outputs.shape[1], dtype=outputs.dtype)
+        cotangents = jnp.broadcast_to(rows[:, None], (len(rows), *outputs.shape))
+        (gradients,) = jax.vmap(pull_back)(cotangents)
+        jacobian = jnp.swapaxes(gradients, 0, 1)
+        return Scores(outputs[:, 0], outputs[:, 1:], jacobian), after
 
     return scored

@@ -1,7 +1,7 @@
 """Latents -> images -> embeddings -> objective and measures, with or without their Jacobian."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from qdgs_jax import image_measures, typicality
 from qdgs_jax.config import Config
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.generators import Generator
-from qdgs_jax.jacobian import values_and_jacobian
+from qdgs_jax.jacobian import Memory, Score, Scores, with_jacobian
 from qdgs_jax.prompts import PromptPair
 from qdgs_jax.typing import Array, Embeddings, Images, Key, Latents, Objective, Params
 
@@ -101,14 +101,14 @@ def _pool(images: Array, rows: Array, columns: Array) -> Array:
     return jnp.einsum("ih,...hwc,jw->...ijc", rows, images, columns, precision="highest")
 
 
-class Memory(struct.PyTreeNode):
+class SeenImages(struct.PyTreeNode):
     """Good images seen lately, the oldest of which makes room for the next."""
 
     embeddings: Array  # [REMEMBERED, E] unit norm
     count: Array  # [] int32, images remembered so far, forgotten ones included
 
 
-def uniqueness(memory: Memory, embeddings: Embeddings) -> Array:
+def uniqueness(memory: SeenImages, embeddings: Embeddings) -> Array:
     """u = 100 / |M| times the distance to the nearest remembered image [N]; 1 while M is empty."""
     known = jnp.minimum(memory.count, REMEMBERED)
     distance = angular_distance(embeddings[:, None], memory.embeddings)
@@ -116,50 +116,64 @@ def uniqueness(memory: Memory, embeddings: Embeddings) -> Array:
     return jnp.where(known > 0, REMEMBERED / jnp.maximum(known, 1) * nearest, 1.0)
 
 
-def remember(memory: Memory, key: Key, embeddings: Embeddings, objective: Objective) -> Memory:
+def remember(
+    memory: SeenImages, key: Key, embeddings: Embeddings, objective: Objective
+) -> SeenImages:
     """Adds a random one of the images [N, E] whose loss is below 1, if there is any."""
     good = objective > 50  # it is 100 - 50 L
     chosen = jnp.argmax(jnp.where(good, jax.random.uniform(key, good.shape), -1.0))
     place = memory.count % REMEMBERED
-    added = Memory(memory.embeddings.at[place].set(embeddings[chosen]), memory.count + 1)
+    added = SeenImages(memory.embeddings.at[place].set(embeddings[chosen]), memory.count + 1)
     return jax.tree.map(lambda new, old: jnp.where(good.any(), new, old), added, memory)
 
 
 @dataclass(frozen=True)
-class Score:
-    """score(params, key, latents [N, D]) -> (objective [N], measures [N, M]).
+class ImageScore:
+    """score(params, key, latents [N, D], memory) -> (Scores, memory).
 
     `params` is a dict of the weights "generator" and "encoder", of "prompts"
     (`qdgs_jax.prompts.PromptEmbeddings`) and, where the objective has typicality, of "typical"
     (`qdgs_jax.typicality.Typical`). Each latent's crop depends on the key and on its place
     in the batch alone, so that `chunk_size` changes memory and nothing else.
 
-    An objective with uniqueness can be given what it remembers, and then gives back what it
-    remembers next: score(params, key, latents, memory) -> (objective, measures, memory). Without a
-    memory it takes all images for unique.
+    The memory of an objective with uniqueness is `SeenImages`; without it, and for `()`, all images
+    count as unique and nothing is remembered.
     """
 
-    values: Callable[[Params, Key, Latents, Memory | None], tuple[Array, Embeddings]]
-    """(params, keys [N], latents [N, D], memory) -> [N, 1 + M], objective first, and embeddings
-    [N, E]; sample by sample."""
+    score_rows: Score
+    """(params, keys [N], latents [N, D], memory) -> Scores, and embeddings [N, E]; row by row."""
     measures: int
     """M."""
     chunk_size: int
     """Latents rendered and embedded at once."""
-    init_memory: Callable[[Params], Memory] | None = None
-    """params -> an empty memory; None without uniqueness."""
+    init_memory: Callable[[Params], Memory]
+    """params -> the memory of a first call."""
 
     def __call__(
-        self, params: Params, key: Key, latents: Latents, memory: Memory | None = None
-    ) -> tuple[Any, ...]:
+        self, params: Params, key: Key, latents: Latents, memory: Memory
+    ) -> tuple[Scores, Memory]:
         keys = jax.random.split(key, len(latents))
-        values, embeddings = in_chunks(
-            lambda keys, latents: self.values(params, keys, latents, memory), self.chunk_size
+        scores, embeddings = in_chunks(
+            lambda keys, latents: self.score_rows(params, keys, latents, memory), self.chunk_size
         )(keys, latents)
-        return _and_memory(memory, key, embeddings, values[:, 0], values[:, 1:])
+        if isinstance(memory, SeenImages):
+            choice_key = jax.random.fold_in(key, len(latents))  # none of split(key, N)
+            memory = remember(memory, choice_key, embeddings, scores.objective)
+        return scores, memory
+
+    def with_jacobian(self) -> "ImageScore":
+        """The same score, with the Jacobian in its scores.
+
+        1 + M pull-backs hold as many times the memory, so chunks are smaller by that factor.
+        """
+        return replace(
+            self,
+            score_rows=with_jacobian(self.score_rows),
+            chunk_size=max(1, self.chunk_size // (1 + self.measures)),
+        )
 
 
-def make_score(config: Config, generator: Generator, encoder: Encoder | None) -> Score:
+def make_score(config: Config, generator: Generator, encoder: Encoder | None) -> ImageScore:
     """The score of a config: f = 100 - 50 L, and one measure for each of `config.measures`.
 
     L = L_p + w (max(||latent||, r) - r)^2 + v (1 - u) + t e: the prompt loss, what keeps latents
@@ -167,7 +181,7 @@ def make_score(config: Config, generator: Generator, encoder: Encoder | None) ->
     what keeps images typical of the generator. The ball's radius r is a multiple of the mean norm
     of 10,000 random latents. Without prompts there is no L_p, and no encoder.
 
-    The reference renders and crops anew for the objective and for each measure; here all of them
+    The reference renders and crops again for the objective and for each measure; here all of them
     see one image and one crop: cheaper, and less noisy. Functions of the image read it whole.
 
     Raises:
@@ -186,9 +200,9 @@ def make_score(config: Config, generator: Generator, encoder: Encoder | None) ->
         norms = jnp.linalg.norm(generator.sample(jax.random.key(0), 10_000), axis=-1)
         radius = config.objective.radius * float(norms.mean())
 
-    def values(
-        params: Params, keys: Key, latents: Latents, memory: Memory | None
-    ) -> tuple[Array, Embeddings]:
+    def score_rows(
+        params: Params, keys: Key, latents: Latents, memory: Memory
+    ) -> tuple[Scores, Embeddings]:
         images = render(params["generator"], latents)
         prompts, loss = params["prompts"], jnp.zeros(len(images))
         embeddings = jnp.zeros((len(images), 0))
@@ -199,7 +213,7 @@ def make_score(config: Config, generator: Generator, encoder: Encoder | None) ->
             loss += prompt_difference(embeddings, prompts.objective)
         if pull:
             loss += pull * distance_to_ball(latents, radius) ** 2
-        if memory is not None:
+        if isinstance(memory, SeenImages):
             loss += push * (1 - uniqueness(memory, embeddings))
         if typical := config.objective.typicality:
             loss += typical * typicality.excess(params["typical"], images)
@@ -207,49 +221,16 @@ def make_score(config: Config, generator: Generator, encoder: Encoder | None) ->
             function(images) if function else prompt_difference(embeddings, pair)
             for function, pair in zip(functions, prompts.measures, strict=True)
         ]
-        return jnp.stack([100 - 50 * loss, *measures], axis=-1), embeddings
+        return Scores(100 - 50 * loss, jnp.stack(measures, axis=-1)), embeddings
 
     def init_memory(params: Params) -> Memory:
+        if not push:
+            return ()
         texts = params["prompts"].objective.near
         embeddings = jnp.zeros((REMEMBERED, texts.shape[-1]), texts.dtype)
-        return Memory(embeddings, count=jnp.zeros((), jnp.int32))
+        return SeenImages(embeddings, count=jnp.zeros((), jnp.int32))
 
-    return Score(values, len(functions), config.search.chunk_size, init_memory if push else None)
-
-
-def with_jacobian(score: Score) -> Callable[..., tuple[Any, ...]]:
-    """f(params, key, latents) -> (objective [N], measures [N, M], jacobian [N, 1 + M, D]).
-
-    jacobian[:, 0] is the gradient of the objective (higher is better), row 1 + j that of measure j.
-    It takes and gives back a memory, as a fourth, where `score` does.
-    One forward pass serves 1 + M pull-backs; they hold as many times the memory, so chunks are
-    smaller by that factor.
-    """
-
-    def jacobian(
-        params: Params, key: Key, latents: Latents, memory: Memory | None = None
-    ) -> tuple[Any, ...]:
-        def one_chunk(keys: Key, latents: Latents) -> tuple[Array, Array, Embeddings]:
-            return values_and_jacobian(
-                lambda latents: score.values(params, keys, latents, memory), latents
-            )
-
-        keys = jax.random.split(key, len(latents))
-        chunked = in_chunks(one_chunk, max(1, score.chunk_size // (1 + score.measures)))
-        values, gradients, embeddings = chunked(keys, latents)
-        return _and_memory(memory, key, embeddings, values[:, 0], values[:, 1:], gradients)
-
-    return jacobian
-
-
-def _and_memory(
-    memory: Memory | None, key: Key, embeddings: Embeddings, objective: Objective, *others: Array
-) -> tuple[Any, ...]:
-    """What a score gives: its results and, if it had a memory, what it remembers after them."""
-    if memory is None:
-        return objective, *others
-    choice_key = jax.random.fold_in(key, len(embeddings))  # none of split(key, N)
-    return objective, *others, remember(memory, choice_key, embeddings, objective)
+    return ImageScore(score_rows, len(functions), config.search.chunk_size, init_memory)
 
 
 def in_chunks(function: Callable[..., Any], chunk_size: int) -> Callable[..., Any]:

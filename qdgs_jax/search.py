@@ -12,7 +12,6 @@ in as `params`: the functions can be called inside anybody's `jit`, `scan` or tr
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +29,13 @@ from qdgs_jax.emitters.gradient_operator import GradientOperator
 from qdgs_jax.emitters.rules import Rules
 from qdgs_jax.emitters.variation import Variation
 from qdgs_jax.errors import ConfigError
-from qdgs_jax.typing import Array, Key, Latents, Measures, Objective, Params
+from qdgs_jax.jacobian import Memory, Score, Scores
+from qdgs_jax.typing import Array, Key, Latents, Params
 
-Score = Callable[..., tuple[Any, ...]]
-"""(params, key, latents [N, D]) -> results; `Search` tells which, and what else they may take."""
+
+def no_memory(params: Params) -> Memory:
+    """The memory of a score that has none."""
+    return ()
 
 
 @dataclass(frozen=True)
@@ -41,21 +43,20 @@ class Search:
     """What is searched and how.
 
     Attributes:
-        score: (params, key, latents [N, D]) -> objective [N], measures [N, M].
-        score_with_jacobian: the same and the Jacobian [N, 1 + M, D], the objective's row first;
-            None will do for emitters that need no gradients.
-        archive: what teaches the emitters; where it is annealed, an elitist one of the same cells
-            is kept beside it as the result.
+        score: (params, key, latents [N, D], memory) -> (Scores, memory); see `qdgs_jax.jacobian`.
+        score_with_jacobian: the same with the Jacobian in its scores; None will do for emitters
+            that follow no gradients.
+        archive: the emitters' own; where it is annealed, an elitist one of the same
+            cells is kept with it as the result.
         emitter: the bank of emitters.
-        init_memory: params -> what a score with memory remembers at first, a pytree; both scores
-            then take it after the latents, and give it back, renewed, after their results.
+        init_memory: params -> the memory of the first call.
     """
 
     score: Score
     score_with_jacobian: Score | None
     archive: Archive
     emitter: Emitter
-    init_memory: Callable[[Params], Any] | None = None
+    init_memory: Callable[[Params], Memory] = no_memory
 
     def __post_init__(self) -> None:
         if isinstance(self.emitter, GradientEmitter) and self.score_with_jacobian is None:
@@ -63,7 +64,7 @@ class Search:
 
     @property
     def annealed(self) -> bool:
-        """Whether elites may be replaced by worse ones in the archive that teaches."""
+        """Whether elites may be replaced by worse ones in the emitters' archive."""
         return self.archive.threshold_min > -math.inf
 
     @property
@@ -83,14 +84,14 @@ class SearchState(struct.PyTreeNode):
     key: Key  # the run's key; a generation's is fold_in(key, generation)
     generation: Array  # [] int32
     elites: ArchiveState  # elitist: the result
-    annealed: ArchiveState | None  # what teaches the emitters, where it is not the elites
+    annealed: ArchiveState | None  # the emitters' archive, where it is not the elites
     emitter: emitters.State
-    memory: Any  # the score's, if it has one
+    memory: Memory  # the score's, () where it has none
     non_finite: Array  # [] int32, latents whose score was NaN or infinite and was left out
 
     @property
-    def teacher(self) -> ArchiveState:
-        """The archive that the emitters learn from."""
+    def emitter_archive(self) -> ArchiveState:
+        """The archive by which the emitters update."""
         return self.elites if self.annealed is None else self.annealed
 
 
@@ -111,14 +112,14 @@ def make_search(
     score: Score,
     score_with_jacobian: Score | None = None,
     *,
-    init_memory: Callable[[Params], Any] | None = None,
+    init_memory: Callable[[Params], Memory] = no_memory,
 ) -> Search:
     """The search that `config.algorithm` names, over the cells of `archive`.
 
     Args:
         archive: lends its cells; how they anneal is the algorithm's choice.
         score_with_jacobian: for `cma_mega`, `cma_maega` and `omg_mega` alone.
-        init_memory: for scores with memory alone; see `Search`.
+        init_memory: params -> the memory of the first call; for scores with a memory alone.
 
     Raises:
         ConfigError: options that do not go together, or a Jacobian is needed and missing.
@@ -192,10 +193,20 @@ def _rules(config: SearchConfig, archive: Archive) -> Rules:
 
 
 def init(search: Search, params: Params, key: Key, latents: Latents) -> SearchState:
-    """A state whose emitters start at the best of `latents` [N, D] by objective, N >= E."""
+    """A state whose emitters start at the best of `latents` [N, D] by objective.
+
+    Raises:
+        ValueError: fewer latents than emitters, or scores that do not fit the archive.
+    """
+    if len(latents) < search.emitter.emitters:
+        raise ValueError(
+            f"{len(latents)} latents are too few to start {search.emitter.emitters} emitters from: "
+            "give at least one an emitter"
+        )
     scoring_key, emitter_key, run_key = jax.random.split(key, 3)
-    memory = search.init_memory(params) if search.init_memory else None
-    (objective, _), memory = evaluate(search.score, params, scoring_key, latents, memory)
+    memory = search.init_memory(params)
+    scores, memory = _checked(search, search.score(params, scoring_key, latents, memory), latents)
+    objective = scores.objective
     worst_last = jnp.where(jnp.isnan(objective), -jnp.inf, objective)
     _, best = jax.lax.top_k(worst_last, search.emitter.emitters)
     size, dtype = latents.shape[-1], latents.dtype
@@ -217,35 +228,28 @@ def step(search: Search, params: Params, state: SearchState) -> SearchState:
     )
     gradients, memory = None, state.memory
     if isinstance(search.emitter, GradientEmitter):
-        points = search.emitter.points(state.emitter, state.teacher, points_key)
+        points = search.emitter.points(state.emitter, state.emitter_archive, points_key)
         assert search.score_with_jacobian is not None
-        (objective, measures, jacobian), memory = evaluate(
-            search.score_with_jacobian, params, jacobian_key, points, memory
-        )
-        state, _ = add(search, state, points, objective, measures)
-        gradients = Gradients(points, jacobian)
+        scored = search.score_with_jacobian(params, jacobian_key, points, memory)
+        scores, memory = _checked(search, scored, points)
+        if scores.jacobian is None:
+            raise ValueError("score_with_jacobian returns no Jacobian: see jacobian.with_jacobian")
+        state, _ = add(search, state, points, scores)
+        gradients = Gradients(points, scores.jacobian)
 
-    emitter, asked = search.emitter.ask(state.emitter, state.teacher, ask_key, gradients)
-    (objective, measures), memory = evaluate(search.score, params, score_key, asked.latents, memory)
-    state, insertion = add(search, state, asked.latents, objective, measures)
-    emitter = search.emitter.tell(emitter, state.teacher, tell_key, asked, insertion)
+    emitter, asked = search.emitter.ask(state.emitter, state.emitter_archive, ask_key, gradients)
+    scored = search.score(params, score_key, asked.latents, memory)
+    scores, memory = _checked(search, scored, asked.latents)
+    state, insertion = add(search, state, asked.latents, scores)
+    emitter = search.emitter.tell(emitter, state.emitter_archive, tell_key, asked, insertion)
     return state.replace(emitter=emitter, memory=memory, generation=state.generation + 1)
 
 
-def evaluate(
-    score: Score, params: Params, key: Key, latents: Latents, memory: Any
-) -> tuple[tuple[Any, ...], Any]:
-    """The results of a score, and what it remembers next; None without a memory."""
-    if memory is None:
-        return score(params, key, latents), None
-    *results, memory = score(params, key, latents, memory)
-    return tuple(results), memory
-
-
 def add(
-    search: Search, state: SearchState, latents: Latents, objective: Objective, measures: Measures
+    search: Search, state: SearchState, latents: Latents, scores: Scores
 ) -> tuple[SearchState, Insertion]:
-    """Offers scored latents to the archives; the verdict is that of the one that teaches."""
+    """Adds scored latents to the archives; the insertion is that of the annealed one, if any."""
+    objective, measures = scores.objective, scores.measures
     annealed, kept = state.annealed, objective
     if annealed is not None:  # what no cell of it would take is no elite either
         kept = jnp.where(objective > search.archive.threshold_min, objective, -jnp.inf)
@@ -254,6 +258,28 @@ def add(
         annealed, insertion = archives.add(search.archive, annealed, latents, objective, measures)
     non_finite = state.non_finite + (~insertion.finite).sum(dtype=jnp.int32)
     return state.replace(elites=elites, annealed=annealed, non_finite=non_finite), insertion
+
+
+def _checked(
+    search: Search, scored: tuple[Scores, Memory], latents: Latents
+) -> tuple[Scores, Memory]:
+    """What a score returned, if it fits latents [N, D] and the archive's M measures.
+
+    Raises:
+        ValueError: in one sentence, instead of a failure somewhere in the archive.
+    """
+    if not (isinstance(scored, tuple) and len(scored) == 2 and isinstance(scored[0], Scores)):
+        raise ValueError("a score returns (Scores, memory), with () for no memory")
+    (N, D), M = latents.shape, len(search.archive.lower)
+    wanted = {"objective": (N,), "measures": (N, M), "jacobian": (N, 1 + M, D)}
+    for name, shape in wanted.items():
+        values = getattr(scored[0], name)
+        if values is not None and jnp.shape(values) != shape:
+            raise ValueError(
+                f"the score's {name} has the shape {jnp.shape(values)}, where {N} latents of "
+                f"{D} numbers and an archive of {M} measures need {shape}"
+            )
+    return scored
 
 
 def run(

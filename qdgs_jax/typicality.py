@@ -9,6 +9,7 @@ small pictures rather than of a network's features.
 import jax
 import jax.numpy as jnp
 import numpy as np
+import threadpoolctl  # type: ignore[import-untyped]
 from flax import struct
 
 from qdgs_jax.generators import Generator
@@ -38,9 +39,10 @@ def fit(generator: Generator, params: Params) -> Typical:
         )
 
     small = np.asarray(render(params, generator.sample(jax.random.key(0), SAMPLES)), np.float64)
-    covariance = np.cov(small, rowvar=False)
-    covariance += RIDGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-    whitening = np.linalg.inv(np.linalg.cholesky(covariance)).T
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):  # the same sums on any machine
+        covariance = np.cov(small, rowvar=False)
+        covariance += RIDGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+        whitening = np.linalg.inv(np.linalg.cholesky(covariance)).T
     return Typical(
         jnp.asarray(small.mean(axis=0), jnp.float32), jnp.asarray(whitening, jnp.float32)
     )

@@ -5,7 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
+
+from qdgs_jax import encoders, generators
+from qdgs_jax.config import Config, parse_config
+from qdgs_jax.encoders import Encoder
+from qdgs_jax.generators import Generator
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,3 +36,69 @@ def reference() -> Path:
     if not path.is_dir():
         pytest.skip("reference goldens are absent: set QDGS_REFERENCE to their folder")
     return path
+
+
+SIDE = 4  # pixels of the toy generator's images
+
+
+def toy_images(params: jax.Array, latents: jax.Array) -> jax.Array:
+    return jax.nn.sigmoid(latents @ params).reshape(-1, SIDE, SIDE, 3)
+
+
+def toy_embeddings(params: jax.Array, values: jax.Array) -> jax.Array:
+    embeddings = values.reshape(len(values), -1) @ params
+    return embeddings / jnp.linalg.norm(embeddings, axis=-1, keepdims=True)
+
+
+@pytest.fixture
+def toy_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A linear generator of 4 x 4 images and an encoder that reads text by its length."""
+    pixels, width = SIDE * SIDE * 3, 8
+    image_weights, text_weights, render_weights = (
+        jax.random.normal(key, shape)
+        for key, shape in zip(
+            jax.random.split(jax.random.key(1), 3),
+            [(pixels, width), (3, width), (5, pixels)],
+            strict=True,
+        )
+    )
+    generator = Generator(
+        name="toy",
+        sha256="0" * 64,
+        latent_size=5,
+        image_size=SIDE,
+        sample=lambda key, n: jax.random.normal(key, (n, 5)),
+        render=toy_images,
+    )
+    encoder = Encoder(
+        name="toy",
+        sha256="1" * 64,
+        image_size=SIDE,
+        embed_images=lambda params, images: toy_embeddings(params["image"], images - 0.5),
+        embed_tokens=lambda params, tokens: toy_embeddings(params["text"], tokens),
+        tokenize=lambda texts: jnp.array([[len(t), ord(t[0]) % 9, 1.0] for t in texts]),
+        unknown_words=lambda text: [],
+    )
+    weights = {"image": image_weights, "text": text_weights}
+    monkeypatch.setattr(generators, "load", lambda model, **_: (generator, render_weights))
+    monkeypatch.setattr(encoders, "load", lambda model, precision: (encoder, weights))
+
+
+@pytest.fixture
+def toy_config() -> Config:
+    """A brief search with the toy models."""
+    return parse_config(
+        {
+            "objective": {"positive": "good", "negative": "bad thing"},
+            "measures": [
+                {"name": "a", "low": "one", "high": "twenty two", "cells": 6},
+                {"name": "b", "function": "brightness", "cells": 5},
+            ],
+            "search": {
+                "generations": 8, "emitters": 2, "batch_size": 3, "initial_samples": 16,
+                "threshold_min": -100,
+            },
+            "run": {"log_every": 2, "checkpoint_every": 4},
+        },
+        source="test",
+    )  # fmt: skip

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from qdgs_jax.cli import run_command
+from qdgs_jax.config import Config
 
 CONFIG = str(Path(__file__).parents[1] / "configs/search/shapes.toml")
 FACES = str(Path(__file__).parents[1] / "configs/search/faces_paper.toml")
@@ -133,6 +134,46 @@ def test_mistakes_take_one_sentence(
     monkeypatch.chdir(tmp_path)
     assert run_command(arguments) == status
     assert sentence in told(capsys)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["CONFIG", "--seed", "3", "--out", "o"],
+        ["--seed", "3", "CONFIG", "--out", "o"],
+        ["--measures.0.range", "-1", "1", "--resume", "CONFIG", "--seed", "3"],
+        ["--encoder.random-crops", "CONFIG", "--out=o", "--seed=3"],
+        ["--out", "other.toml", "--seed", "3", "CONFIG"],
+    ],
+)
+def test_a_config_is_found_anywhere_and_whatever_its_suffix(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qdgs_jax.runs import sampling
+
+    seen = []
+
+    def sample(config: Config, out: Path, **_: object) -> dict[str, object]:
+        seen.append(config)
+        return {}
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sampling, "sample", sample)
+    Path("small.cfg").write_text(Path(CONFIG).read_text())
+    given = ["small.cfg" if argument == "CONFIG" else argument for argument in arguments]
+    assert run_command(["sample", *given]) == 0
+    assert seen[0].objective.positive == "A perfect shape."
+    assert seen[0].seed == 3
+
+
+def test_a_config_of_another_command_names_that(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    experiment = str(Path(CONFIG).parents[1] / "experiments/repair.toml")
+    assert run_command(["sample", experiment]) == 2
+    assert f"run `qdgs experiment repair {experiment}`" in told(capsys)
+    assert run_command(["experiment", "repair", CONFIG]) == 2
+    assert f"run `qdgs sample {CONFIG}`" in told(capsys)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"\x80\x04cposix\nsystem\n."])

@@ -66,6 +66,38 @@ def test_saved_config_is_read_back(tmp_path: Path) -> None:
         ),
         ({"search": {"emitters": 0}}, "'search.emitters' input should be greater than or equal to"),
         ({"search": {"sigma0": "wide"}}, "'search.sigma0' input should be a valid number"),
+        (
+            {"search": {"learning_rte": 1}},
+            "unknown key 'search.learning_rte' (did you mean 'learning_rate'?)",
+        ),
+        ({"search": {"repair_epochs": 1}}, "unknown key 'search.repair_epochs'."),
+        ({"measures": [{**MINIMAL["measures"][0], "cels": 4}]}, "(did you mean 'cells'?)"),
+        (
+            {"search": {"strategy": "sep_cma_es"}},
+            "search.strategy has no effect with algorithm 'cma_maega', only with cma_me, cma_mae",
+        ),
+        (
+            {"search": {"algorithm": "map_elites", "threshold_min": 1.0}},
+            "search.threshold_min has no effect with algorithm 'map_elites', only with cma_mae,",
+        ),
+        (
+            {"search": {"algorithm": "cma_mae", "step_size": 0.1}},
+            "search.step_size has no effect with strategy 'cma_es', only with openai_es",
+        ),
+        ({"objective": {**MINIMAL["objective"], "radius": 1.0}}, "radius has no effect without"),
+        (
+            {
+                "objective": {"typicality": 1.0},
+                "measures": [{"name": "b", "function": "brightness"}],
+                "encoder": {"random_crops": False},
+            },
+            "no encoder is used: leave [encoder] out",
+        ),
+        ({"archive": {"cells": 10}}, "archive.cells has no effect on a grid"),
+        (
+            {"archive": {"kind": "cvt"}, "measures": [{**MINIMAL["measures"][0], "cells": 9}]},
+            "measure 'colour': `cells` has no effect in a cvt archive",
+        ),
         ({"search": {"generations": 15}}, "must be a multiple of run.log_every (10)"),
     ],
 )

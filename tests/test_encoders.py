@@ -12,10 +12,9 @@ import pytest
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
-from qdgs_jax import encoders
+from qdgs_jax import encoders, files
 from qdgs_jax.errors import CheckpointError, ConfigError
 from qdgs_jax.models import clip
-from qdgs_jax.models.checkpoint import sha256
 
 TOWER = clip.TowerConfig(width=16, layers=1, heads=2, mlp_width=32)
 WORDS = ["[PAD]", "[UNK]", "[BOS]", "[EOS]", "a", "red", "blue", "shape", "."]
@@ -74,7 +73,7 @@ def test_embeddings_have_unit_norm_and_follow_clip(folder):
     encoder, params = encoders.load(str(folder))
     config, _ = clip.load(folder)
     assert encoder.image_size == 8
-    assert encoder.sha256 == sha256(folder / "model.safetensors")
+    assert encoder.sha256 == files.sha256(folder / "model.safetensors")
 
     images = jax.random.uniform(jax.random.key(0), (3, 8, 8, 3))
     embeddings = jax.jit(encoder.embed_images)(params, images)
@@ -207,7 +206,7 @@ def test_a_tokenizer_of_other_weights_is_told(folder, byte_pair_folder, tmp_path
 def test_transformers_is_imported_late_and_quietly(folder):
     program = """
 import sys
-from qdgs_jax import encoders
+from qdgs_jax import encoders, files
 encoder, _ = encoders.load(sys.argv[1])
 assert "transformers" not in sys.modules
 encoder.tokenize(["a red shape"])

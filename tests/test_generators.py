@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from qdgs_jax import generators
+from qdgs_jax import files, generators
 from qdgs_jax.errors import CheckpointError, ConfigError
 from qdgs_jax.models import dcgan, stylegan2, vae
-from qdgs_jax.models.checkpoint import sha256
 
 CONFIG = vae.VAEConfig(latent_size=3, image_size=16, channels=(2, 3, 4))
 STYLES = stylegan2.StyleGAN2Config(
@@ -33,7 +32,7 @@ def test_a_folder_or_a_file_of_weights(folder, name):
     path = folder / name
     generator, params = generators.load(str(path))
     assert generator.name == path.name
-    assert generator.sha256 == sha256(folder / "model.safetensors")
+    assert generator.sha256 == files.sha256(folder / "model.safetensors")
     assert (generator.latent_size, generator.image_size) == (3, 16)
 
     latents = generator.sample(jax.random.key(1), 4)

@@ -1,18 +1,57 @@
-"""What the README shows works."""
+"""What the README and the documents show works."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
-EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = {
+    f"{page.name}-{number}": example
+    for page in PAGES
+    for number, example in enumerate(
+        re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    )
+}
+SLOW = "README.md-0"  # the demo's search
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
-def test_example(example, monkeypatch):
-    monkeypatch.chdir(README.parent)
-    names = {}
-    exec(example, names)
-    elites = names["state"].elites if "repertoire" not in names else names["repertoire"].state
-    assert elites.count > 200
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("example", [name for name in EXAMPLES if name != SLOW])
+def test_example(example: str) -> None:
+    names: dict = {}
+    exec(EXAMPLES[example], names)
+    if "repertoire" in names:
+        assert names["repertoire"].state.count > 200
+    elif "state" in names:
+        assert names["state"].elites.count > 200
+    else:
+        problem = names["problem"]
+        images = problem.generator.render(problem.params["generator"], problem.initial_latents()[1])
+        assert images.shape[1:] == (32, 32, 3)
+        assert all(low < high for low, high in (m.range for m in problem.config.measures))
+
+
+@pytest.mark.slow
+def test_three_lines_make_a_dataset(folder: Path) -> None:
+    exec(EXAMPLES[SLOW], {})
+    assert len(list((folder / "dataset").glob("*/*.png"))) == 1000
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_are_there(page: Path) -> None:
+    targets = re.findall(r"\]\(((?!https?:)[^)#]+)\)", page.read_text())
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+    named = re.findall(r"(?:configs|benchmarks|docs)/[\w./]+\w", page.read_text())
+    assert [name for name in named if not (ROOT / name).exists()] == []

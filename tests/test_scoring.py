@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ def embed_images(params, images):
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-GENERATOR = Generator("fake", "", LATENT, SIDE, lambda key, n: normal(0, n, LATENT), render)
+GENERATOR = Generator("fake", LATENT, SIDE, lambda key, n: normal(0, n, LATENT), render)
 ENCODER = Encoder("fake", "", SIZE, embed_images, None, None, None)  # type: ignore[arg-type]
 
 
@@ -165,8 +166,10 @@ def test_regularisation_lowers_the_objective_outside_the_ball():
         free, objective=dataclasses.replace(free.objective, regularisation=0.5, radius=0.8)
     )
     latents, params, key = 2 * normal(7, 6, LATENT), make_params(free), jax.random.key(0)
-    objective, _ = scoring.make_score(free, GENERATOR, ENCODER)(params, key, latents)
-    lower, _ = scoring.make_score(bound, GENERATOR, ENCODER)(params, key, latents)
+    objective, lower = (
+        scoring.make_score(config, GENERATOR, ENCODER)(params, key, latents, ())[0].objective
+        for config in (free, bound)
+    )
     radius = 0.8 * np.linalg.norm(normal(0, 10_000, LATENT), axis=1).mean()
     outside = np.maximum(np.linalg.norm(latents, axis=1), radius) - radius
     np.testing.assert_allclose(objective - lower, 50 * 0.5 * outside**2, rtol=1e-4, atol=1e-4)
@@ -174,7 +177,7 @@ def test_regularisation_lowers_the_objective_outside_the_ball():
 
 def remembered(*embeddings):
     """A memory of these images."""
-    memory = scoring.Memory(jnp.zeros((scoring.REMEMBERED, EMBEDDING)), jnp.int32(0))
+    memory = scoring.SeenImages(jnp.zeros((scoring.REMEMBERED, EMBEDDING)), jnp.int32(0))
     for embedding in embeddings:
         memory = scoring.remember(memory, jax.random.key(0), embedding[None], jnp.array([51.0]))
     return memory
@@ -221,18 +224,23 @@ def test_the_objective_rewards_uniqueness_and_remembers_one_image_a_call():
     near, far = unit(4, 1, EMBEDDING), unit(3, 2, EMBEDDING)  # far from two texts: all are good
     params["prompts"] = dataclasses.replace(params["prompts"], objective=PromptPair(near, far))
     score = scoring.make_score(with_uniqueness(free), GENERATOR, ENCODER)
-    plain, _ = scoring.make_score(free, GENERATOR, ENCODER)(params, key, latents)
-    np.testing.assert_array_equal(score(params, key, latents)[0], plain)
+    free_score = scoring.make_score(free, GENERATOR, ENCODER)
+    assert free_score.init_memory(params) == ()
+    plain = free_score(params, key, latents, ())[0].objective
+    scores, memory = score(params, key, latents, ())
+    assert memory == ()
+    np.testing.assert_array_equal(scores.objective, plain)
 
-    objective, _, first = score(params, key, latents, score.init_memory(params))
-    np.testing.assert_array_equal(objective, plain)  # nothing was known yet
+    scores, first = score(params, key, latents, score.init_memory(params))
+    np.testing.assert_array_equal(scores.objective, plain)  # nothing was known yet
     assert int(first.count) == 1
-    objective, _, second = score(params, key, latents, first)
+    scores, second = score(params, key, latents, first)
     assert int(second.count) == 2
     images = render(params["generator"], latents)
     cut = scoring.cutout(jax.random.split(key, 3), images, SIZE)
     unique = scoring.uniqueness(first, embed_images(params["encoder"], cut))
-    np.testing.assert_allclose(objective - plain, 50 * 0.2 * (unique - 1), rtol=1e-3, atol=1e-3)
+    change = scores.objective - plain
+    np.testing.assert_allclose(change, 50 * 0.2 * (unique - 1), rtol=1e-3, atol=1e-3)
 
 
 def test_the_gradient_of_uniqueness_agrees_with_finite_differences():
@@ -240,14 +248,16 @@ def test_the_gradient_of_uniqueness_agrees_with_finite_differences():
         config = with_uniqueness(make_config())
         params, latents, key = make_params(config), normal(7, 3, LATENT), jax.random.key(8)
         score = scoring.make_score(config, GENERATOR, ENCODER)
-        memory = scoring.Memory(unit(9, scoring.REMEMBERED, EMBEDDING), jnp.int32(3))
-        jacobian = jax.jit(scoring.with_jacobian(score))(params, key, latents, memory)[2]
-        plain = jax.jit(scoring.with_jacobian(score))(params, key, latents)[2]
+        memory = scoring.SeenImages(unit(9, scoring.REMEMBERED, EMBEDDING), jnp.int32(3))
+        jacobian = jax.jit(score.with_jacobian())(params, key, latents, memory)[0].jacobian
+        plain = jax.jit(score.with_jacobian())(params, key, latents, ())[0].jacobian
         assert np.abs(jacobian[:, 0] - plain[:, 0]).min() > 1e-3
         np.testing.assert_allclose(jacobian[:, 1:], plain[:, 1:], rtol=1e-9)
         for axis in range(LATENT):
             step = 1e-6 * jnp.eye(LATENT)[axis]
-            above, below = (score(params, key, latents + s, memory)[0] for s in (step, -step))
+            above, below = (
+                score(params, key, latents + s, memory)[0].objective for s in (step, -step)
+            )
             np.testing.assert_allclose(jacobian[:, 0, axis], (above - below) / 2e-6, rtol=1e-5)
 
 
@@ -256,12 +266,11 @@ def test_rendering_again_for_the_gradients_changes_nothing():
     again = dataclasses.replace(plain, search=dataclasses.replace(plain.search, rematerialise=True))
     params, latents, key = make_params(plain), normal(7, 4, LATENT), jax.random.key(8)
     jacobians = [
-        scoring.with_jacobian(scoring.make_score(config, GENERATOR, ENCODER))
-        for config in (plain, again)
+        scoring.make_score(config, GENERATOR, ENCODER).with_jacobian() for config in (plain, again)
     ]
-    for one, other in zip(*(jax.jit(f)(params, key, latents) for f in jacobians), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
-    programs = [str(jax.make_jaxpr(f)(params, key, latents)) for f in jacobians]
+    one, other = (jax.jit(f)(params, key, latents, ())[0] for f in jacobians)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), one, other)
+    programs = [str(jax.make_jaxpr(f)(params, key, latents, ())) for f in jacobians]
     assert ["remat" in program for program in programs] == [False, True]
 
 
@@ -278,17 +287,16 @@ def test_an_objective_without_prompts_follows_the_formula():
     }
     latents = 2 * normal(7, 6, LATENT)
     score = scoring.make_score(config, GENERATOR, None)
-    objective, measures, jacobian = jax.jit(scoring.with_jacobian(score))(
-        params, jax.random.key(8), latents
-    )
+    scores, _ = jax.jit(score.with_jacobian())(params, jax.random.key(8), latents, ())
     images = render(params["generator"], latents)
     excess = typicality.excess(params["typical"], images)
     assert (excess > 0).any()
     radius = 0.8 * np.linalg.norm(normal(0, 10_000, LATENT), axis=1).mean()
     outside = np.maximum(np.linalg.norm(latents, axis=1), radius) - radius
-    np.testing.assert_allclose(objective, 100 - 50 * (0.5 * excess + 2 * outside**2), rtol=1e-3)
-    np.testing.assert_allclose(measures[:, 0], brightness(images), rtol=1e-6)
-    assert np.isfinite(jacobian).all()
+    loss = 0.5 * excess + 2 * outside**2
+    np.testing.assert_allclose(scores.objective, 100 - 50 * loss, rtol=1e-3)
+    np.testing.assert_allclose(scores.measures[:, 0], brightness(images), rtol=1e-6)
+    assert np.isfinite(scores.jacobian).all()
 
 
 def test_cutout_takes_old_style_keys_and_has_gradients():
@@ -302,7 +310,8 @@ def test_score_follows_the_formulas():
     config = make_config()
     params, latents, key = make_params(config), normal(7, 6, LATENT), jax.random.key(8)
     score = jax.jit(scoring.make_score(config, GENERATOR, ENCODER))
-    objective, measures = score(params, key, latents)
+    scores, _ = score(params, key, latents, ())
+    objective, measures = scores.objective, scores.measures
     assert objective.shape == (6,)
     assert measures.shape == (6, 2)
 
@@ -326,30 +335,36 @@ def test_jacobian_agrees_with_jacrev_of_each_latent(measures):
         config = make_config(*measures)
         params, latents, key = make_params(config), normal(7, 6, LATENT), jax.random.key(8)
         score = scoring.make_score(config, GENERATOR, ENCODER)
-        objective, values, jacobian = jax.jit(scoring.with_jacobian(score))(params, key, latents)
+        scores, _ = jax.jit(score.with_jacobian())(params, key, latents, ())
 
         @jax.jit
         def alone(key, latent):
-            row = lambda x: score.values(params, key[None], x[None], None)[0][0]  # noqa: E731
+            def row(x):
+                scores, _ = score.score_rows(params, key[None], x[None], ())
+                return jnp.append(scores.objective, scores.measures)
+
             return row(latent), jax.jacrev(row)(latent)
 
         for i, sample_key in enumerate(jax.random.split(key, 6)):
             expected, rows = alone(sample_key, latents[i])
-            np.testing.assert_allclose([objective[i], *values[i]], expected, rtol=1e-9)
-            np.testing.assert_allclose(jacobian[i], rows, rtol=1e-9)
+            values = [scores.objective[i], *scores.measures[i]]
+            np.testing.assert_allclose(values, expected, rtol=1e-9)
+            np.testing.assert_allclose(scores.jacobian[i], rows, rtol=1e-9)
 
 
 def test_jacobian_agrees_with_finite_differences():
     with jax.enable_x64(True):
         config = make_config()
         params, latents, key = make_params(config), normal(7, 3, LATENT), jax.random.key(8)
-        score = jax.jit(scoring.make_score(config, GENERATOR, ENCODER))
-        jacobian = jax.jit(scoring.with_jacobian(score))(params, key, latents)[2]
+        score = scoring.make_score(config, GENERATOR, ENCODER)
+        jitted = jax.jit(score)
+        jacobian = jax.jit(score.with_jacobian())(params, key, latents, ())[0].jacobian
         assert jacobian.dtype == jnp.float64
         for axis in range(LATENT):
             step = 1e-6 * jnp.eye(LATENT)[axis]
-            after, before = (score(params, key, latents + s) for s in (step, -step))
-            numeric = np.c_[after[0] - before[0], after[1] - before[1]] / 2e-6
+            after, before = (jitted(params, key, latents + s, ())[0] for s in (step, -step))
+            change = jax.tree.map(np.subtract, after, before)
+            numeric = np.c_[change.objective, change.measures] / 2e-6
             np.testing.assert_allclose(jacobian[:, :, axis], numeric, rtol=1e-6, atol=1e-7)
 
 
@@ -360,11 +375,10 @@ def test_chunks_change_nothing(chunk_size):
         params, latents, key = make_params(config), normal(7, 10, LATENT), jax.random.key(8)
         whole = scoring.make_score(config, GENERATOR, ENCODER)
         chunked = dataclasses.replace(whole, chunk_size=chunk_size)
-        for function in (lambda score: score, scoring.with_jacobian):
-            expected = jax.jit(function(whole))(params, key, latents)
-            actual = jax.jit(function(chunked))(params, key, latents)
-            for a, b in zip(actual, expected, strict=True):
-                np.testing.assert_allclose(a, b, rtol=1e-9)
+        for function in (lambda score: score, scoring.ImageScore.with_jacobian):
+            expected, _ = jax.jit(function(whole))(params, key, latents, ())
+            actual, _ = jax.jit(function(chunked))(params, key, latents, ())
+            jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9), actual, expected)
 
 
 def test_chunks_are_no_larger_than_asked_and_compiled_once():
@@ -382,8 +396,8 @@ def test_weights_are_arguments_of_the_jitted_score():
     config = make_config(chunk_size=2)
     params, latents = make_params(config), normal(7, 4, LATENT)
     score = scoring.make_score(config, GENERATOR, ENCODER)
-    for function in (score, scoring.with_jacobian(score)):
-        jaxpr = jax.make_jaxpr(function)(params, jax.random.key(0), latents)
+    for function in (score, score.with_jacobian()):
+        jaxpr = jax.make_jaxpr(function)(params, jax.random.key(0), latents, ())
         assert max([np.size(constant) for constant in jaxpr.consts], default=0) < 100
 
 
@@ -401,7 +415,7 @@ def test_the_reference_implementations_scores(reference):
     score = scoring.make_score(config, generator, encoder)
 
     latents, key = jnp.array(golden["latents"]), jax.random.key(0)
-    objective, measures, jacobian = jax.jit(scoring.with_jacobian(score))(params, key, latents)
+    scores, _ = jax.jit(score.with_jacobian())(params, key, latents, ())
 
     @jax.jit
     def stages(params, latents):
@@ -413,11 +427,11 @@ def test_the_reference_implementations_scores(reference):
     for actual, name in [
         (images.transpose(0, 3, 1, 2), "images_nchw_01"),
         (embeddings, "image_embed_normalised"),
-        (objective, "objective"),
-        (measures, "measures"),
+        (scores.objective, "objective"),
+        (scores.measures, "measures"),
         # The reference leaves the 50 of its objective out of the gradient.
-        (jacobian[:, 0] / 50, "jacobian_objective_reference_sign"),
-        (jacobian[:, 1:], "jacobian_measures"),
+        (scores.jacobian[:, 0] / 50, "jacobian_objective_reference_sign"),
+        (scores.jacobian[:, 1:], "jacobian_measures"),
     ]:
         expected = golden[name][: len(actual)]
         error = np.abs(actual - expected).max() / np.abs(expected).max()

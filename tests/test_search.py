@@ -13,6 +13,7 @@ from qdgs_jax import search as searches
 from qdgs_jax.archives import CVTArchive, GridArchive
 from qdgs_jax.config import SearchConfig
 from qdgs_jax.errors import ConfigError
+from qdgs_jax.jacobian import Memory, Scores, with_jacobian
 from qdgs_jax.search import Search, SearchState, init, make_search, run, step
 
 D, SAMPLES = 6, 20
@@ -24,21 +25,23 @@ FAMILIES = ["map_elites_line", "cma_me", "cma_maega"]
 run_jitted = jax.jit(run, static_argnums=(0, 3))
 
 
-def score(params: jax.Array, key: jax.Array, latents: jax.Array) -> tuple[jax.Array, jax.Array]:
+def score(
+    params: jax.Array, key: jax.Array, latents: jax.Array, memory: Memory = ()
+) -> tuple[Scores, Memory]:
     """A sphere about `params` [D], and the sums of either half as measures."""
     halves = latents.reshape(-1, 2, D // 2).sum(axis=-1)
-    return 100 - ((latents - params) ** 2).sum(axis=-1), halves
+    return Scores(100 - ((latents - params) ** 2).sum(axis=-1), halves), memory
 
 
 def score_with_jacobian(
-    params: jax.Array, key: jax.Array, latents: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    objective, measures = score(params, key, latents)
+    params: jax.Array, key: jax.Array, latents: jax.Array, memory: Memory = ()
+) -> tuple[Scores, Memory]:
+    scores, _ = score(params, key, latents)
     rows = jnp.repeat(jnp.eye(2), D // 2, axis=1)
     jacobian = jnp.concatenate(
         [-2 * (latents - params)[:, None], jnp.broadcast_to(rows, (len(latents), 2, D))], axis=1
     )
-    return objective, measures, jacobian
+    return scores.replace(jacobian=jacobian), memory
 
 
 @pytest.fixture(params=FAMILIES)
@@ -69,9 +72,9 @@ def test_every_algorithm_fills_the_archive_and_counts_its_evaluations(algorithm:
     search, calls = toy(algorithm=algorithm), []
     counted = dataclasses.replace(
         search,
-        score=lambda p, k, x: calls.append(len(x)) or score(p, k, x),
+        score=lambda p, k, x, m: calls.append(len(x)) or score(p, k, x, m),
         score_with_jacobian=search.score_with_jacobian
-        and (lambda p, k, x: calls.append(len(x)) or score_with_jacobian(p, k, x)),
+        and (lambda p, k, x, m: calls.append(len(x)) or score_with_jacobian(p, k, x, m)),
     )
     state = begin(search)
     jax.eval_shape(partial(step, counted), jnp.ones(D), state)
@@ -91,9 +94,9 @@ def test_elites_hold_true_scores_and_the_best_of_each_cell() -> None:
     search = toy()
     state, _ = run_jitted(search, jnp.ones(D), begin(search), 60)
     elites, filled = state.elites, np.flatnonzero(state.elites.occupied)
-    objective, measures = score(jnp.ones(D), jax.random.key(0), elites.latents[filled])
-    np.testing.assert_allclose(objective, elites.objective[filled], rtol=1e-5)
-    np.testing.assert_array_equal(search.archive.index_of(measures), filled)
+    scores, _ = score(jnp.ones(D), jax.random.key(0), elites.latents[filled])
+    np.testing.assert_allclose(scores.objective, elites.objective[filled], rtol=1e-5)
+    np.testing.assert_array_equal(search.archive.index_of(scores.measures), filled)
     assert state.annealed is not None
     assert np.all(elites.objective >= state.annealed.objective)
     assert np.any(elites.objective > state.annealed.objective)
@@ -140,9 +143,9 @@ def test_same_seed_same_archive_other_seed_another() -> None:
 def test_compiled_once_for_a_whole_run() -> None:
     search, traces = toy(), []
 
-    def traced(params: jax.Array, key: jax.Array, latents: jax.Array) -> object:
+    def traced(params: jax.Array, key: jax.Array, latents: jax.Array, memory: Memory) -> object:
         traces.append(latents.shape)
-        return score(params, key, latents)
+        return score(params, key, latents, memory)
 
     search = dataclasses.replace(search, score=traced)
     advance = jax.jit(run, static_argnums=(0, 3), donate_argnums=2)
@@ -157,8 +160,8 @@ def test_compiled_once_for_a_whole_run() -> None:
 def test_weights_are_arguments() -> None:
     """Nobody's weights, here of 6,000 numbers, are baked into the program."""
 
-    def scored(params: jax.Array, key: jax.Array, latents: jax.Array) -> object:
-        return score(params[:D], key, latents)
+    def scored(params: jax.Array, key: jax.Array, latents: jax.Array, memory: Memory) -> object:
+        return score(params[:D], key, latents, memory)
 
     search = dataclasses.replace(toy(algorithm="cma_mae"), score=scored)
     params = jnp.ones(1000 * D)
@@ -196,15 +199,22 @@ def test_state_can_be_donated_also_when_init_was_not_jitted(search: Search) -> N
 
 
 def test_scores_that_are_not_finite_are_left_out_and_counted(search: Search) -> None:
-    def broken(params: jax.Array, key: jax.Array, latents: jax.Array) -> object:
-        objective, measures = score(params, key, latents)
-        bad = latents[:, 0] > 0.5
-        return jnp.where(bad, jnp.nan, objective), jnp.where(bad[:, None], jnp.inf, measures)
+    def break_some(latents: jax.Array, scores: Scores) -> Scores:
+        def put(wrong: float, values: jax.Array) -> jax.Array:
+            bad = (latents[:, 0] > 0.5).reshape(-1, *[1] * (values.ndim - 1))
+            return jnp.where(bad, wrong, values)
 
-    def broken_with_jacobian(params: jax.Array, key: jax.Array, latents: jax.Array) -> object:
-        jacobian = score_with_jacobian(params, key, latents)[2]
-        bad = (latents[:, 0] > 0.5)[:, None, None]
-        return *broken(params, key, latents), jnp.where(bad, jnp.nan, jacobian)
+        objective, measures = put(jnp.nan, scores.objective), put(jnp.inf, scores.measures)
+        jacobian = None if scores.jacobian is None else put(jnp.nan, scores.jacobian)
+        return Scores(objective, measures, jacobian)
+
+    def broken(params: jax.Array, key: jax.Array, latents: jax.Array, memory: Memory) -> object:
+        return break_some(latents, score(params, key, latents)[0]), memory
+
+    def broken_with_jacobian(
+        params: jax.Array, key: jax.Array, latents: jax.Array, memory: Memory
+    ) -> object:
+        return break_some(latents, score_with_jacobian(params, key, latents)[0]), memory
 
     gradients = search.score_with_jacobian and broken_with_jacobian
     search = dataclasses.replace(search, score=broken, score_with_jacobian=gradients)
@@ -224,13 +234,18 @@ def test_ten_thousand_generations_in_float32(slope: float) -> None:
     Unattended, either strategy is full of NaN within a thousand generations, in float64 too.
     """
 
-    def adverse(params: jax.Array, key: jax.Array, latents: jax.Array) -> object:
+    def adverse(
+        params: jax.Array, key: jax.Array, latents: jax.Array, memory: Memory
+    ) -> tuple[Scores, Memory]:
         objective = slope * latents[:, 0] + jax.random.normal(key, (len(latents),))
-        return objective, 6 * jnp.tanh(latents[:, :2])
+        return Scores(objective, 6 * jnp.tanh(latents[:, :2])), memory
 
-    def adverse_with_jacobian(params: jax.Array, key: jax.Array, latents: jax.Array) -> object:
+    def adverse_with_jacobian(
+        params: jax.Array, key: jax.Array, latents: jax.Array, memory: Memory
+    ) -> tuple[Scores, Memory]:
         jacobian = jnp.broadcast_to(jnp.eye(3, D), (len(latents), 3, D))
-        return *adverse(params, key, latents), jacobian
+        scores, _ = adverse(params, key, latents, memory)
+        return scores.replace(jacobian=jacobian), memory
 
     search = toy(emitters=2, batch_size=4, selection="mu")
     search = dataclasses.replace(search, score=adverse, score_with_jacobian=adverse_with_jacobian)
@@ -249,7 +264,7 @@ def test_a_score_may_remember(search: Search) -> None:
         def scored(
             params: jax.Array, key: jax.Array, latents: jax.Array, memory: jax.Array
         ) -> object:
-            return *plain(params, key, latents), memory + len(latents)
+            return plain(params, key, latents)[0], memory + len(latents)
 
         return plain and scored
 
@@ -260,7 +275,7 @@ def test_a_score_may_remember(search: Search) -> None:
         init_memory=lambda params: jnp.int32(0),
     )
     state, plain = begin(remembering), begin(search)
-    assert plain.memory is None
+    assert plain.memory == ()
     assert int(state.memory) == SAMPLES
     state, _ = run_jitted(remembering, jnp.ones(D), state, 4)
     assert int(state.memory) == SAMPLES + 4 * search.evaluations_per_generation
@@ -271,7 +286,7 @@ def test_a_score_may_remember(search: Search) -> None:
 def test_emitters_start_at_the_best_samples() -> None:
     search, state = toy(), begin(toy())
     latents = jax.random.normal(jax.random.split(jax.random.key(0))[1], (SAMPLES, D))
-    objective = score(jnp.ones(D), jax.random.key(0), latents)[0]
+    objective = score(jnp.ones(D), jax.random.key(0), latents)[0].objective
     best = latents[jnp.argsort(-objective)[: search.emitter.emitters]]
     np.testing.assert_array_equal(state.emitter.ascent.theta, best)
 
@@ -304,3 +319,36 @@ def test_options_reach_the_emitter() -> None:
     assert (search.archive.learning_rate, search.archive.threshold_min) == (0.02, 0.0)
     assert toy(algorithm="cma_me").archive.threshold_min == -math.inf
     assert searches.Search.annealed.fget(search)
+
+
+def test_jacobians_are_those_of_the_formula() -> None:
+    latents = jax.random.normal(jax.random.key(2), (4, D))
+    expected, _ = score_with_jacobian(jnp.ones(D), jax.random.key(0), latents)
+    made, memory = with_jacobian(score)(jnp.ones(D), jax.random.key(0), latents, jnp.int32(3))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), made, expected)
+    assert memory == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda s: s.replace(measures=s.measures[:, [0, 1, 1]]), r"measures has .* need \(20, 2\)"),
+        (lambda s: s.replace(objective=s.objective[:, None]), r"objective has .* need \(20,\)"),
+        (lambda s: s.replace(jacobian=jnp.zeros((20, 2, D))), r"jacobian has .* \(20, 3, 6\)"),
+        (lambda s: (s.objective, s.measures), r"returns \(Scores, memory\)"),
+    ],
+)
+def test_scores_that_do_not_fit_are_told_in_a_sentence(change: object, sentence: str) -> None:
+    def scored(params: jax.Array, key: jax.Array, latents: jax.Array, memory: Memory) -> object:
+        return change(score(params, key, latents)[0]), memory
+
+    with pytest.raises(ValueError, match=sentence):
+        begin(dataclasses.replace(toy(), score=scored))
+
+
+def test_what_lacks_for_a_start_is_told_in_a_sentence() -> None:
+    with pytest.raises(ValueError, match="2 latents are too few to start 3 emitters"):
+        init(toy(), jnp.ones(D), jax.random.key(0), jnp.ones((2, D)))
+    search = dataclasses.replace(toy(), score_with_jacobian=score)
+    with pytest.raises(ValueError, match="returns no Jacobian"):
+        step(search, jnp.ones(D), begin(search))

@@ -19,9 +19,7 @@ def render(params, latents):
 
 @pytest.fixture(scope="module")
 def generator():
-    return Generator(
-        "noise", "", 768, SIDE, lambda key, n: jax.random.normal(key, (n, 768)), render
-    )
+    return Generator("noise", 768, SIDE, lambda key, n: jax.random.normal(key, (n, 768)), render)
 
 
 @pytest.fixture(scope="module")

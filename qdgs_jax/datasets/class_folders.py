@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from qdgs_jax.datasets.export import UNLABELLED
 from qdgs_jax.errors import ConfigError, QDGSError, did_you_mean
 
+UNLABELLED = "unlabelled"
+"""Class folder of random samples that lie in no bin."""
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 MAX_BYTES = 8 * 2**30
 

@@ -23,9 +23,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
-from qdgs_jax import files
+from qdgs_jax import files, folders
 from qdgs_jax.errors import QDGSError
-from qdgs_jax.models.checkpoint import sha256
 
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 """IPTC's word for an image that a trained model made."""
@@ -88,15 +87,14 @@ def claim(out: Path, header: dict[str, Any]) -> bool:
         are removed, and the folder is unfinished again.
 
     Raises:
-        QDGSError: `out` cannot be written, or holds anything else.
+        ConfigError: `out` holds anything else.
+        QDGSError: `out` cannot be written, or holds another dataset.
     """
-    with files.interruptions_explained(out, again=AGAIN):
-        out.mkdir(parents=True, exist_ok=True)
+    with folders.interruptions_explained(out, again=AGAIN):
+        known = folders.claim(out, MANIFEST, PARTIAL_MANIFEST, holds="a dataset")
         manifest, partial = out / MANIFEST, out / PARTIAL_MANIFEST
-        known = next((path for path in (manifest, partial) if path.exists()), None)
-        if known is None:
-            if any(not path.name.startswith(".") for path in out.iterdir()):
-                raise QDGSError(f"{out} holds other files: choose a new or empty folder.")
+        if not known:
+            out.mkdir(parents=True, exist_ok=True)
             files.write(partial, _header_text(header))
             return False
         _require_same(out, _read_header(known), header)
@@ -139,7 +137,7 @@ def write(
     """
     mark = _marks(str(header["made_by"]), str(table.constants["generator"]))
     written = 0
-    with files.interruptions_explained(out, again=AGAIN):
+    with folders.interruptions_explained(out, again=AGAIN):
         for label in table.labels:  # an empty class keeps its place among the classes
             (out / label).mkdir(exist_ok=True)
         with tqdm(total=len(table), unit="image", desc=str(out), disable=None) as progress:
@@ -207,13 +205,13 @@ def _entries(manifest: Path) -> Iterator[dict[str, Any]]:
 
 def _entry(out: Path, name: str) -> bytes:
     path = out / name
-    entry = {"file_name": name, "bytes": path.stat().st_size, "sha256": sha256(path)}
+    entry = {"file_name": name, "bytes": path.stat().st_size, "sha256": files.sha256(path)}
     return b"  " + json.dumps(entry).encode()
 
 
 def _intact(out: Path, entry: dict[str, Any]) -> bool:
     path = out / entry["file_name"]
-    return path.is_file() and sha256(path) == entry["sha256"]
+    return path.is_file() and files.sha256(path) == entry["sha256"]
 
 
 def _require_same(out: Path, found: dict[str, Any], header: dict[str, Any]) -> None:

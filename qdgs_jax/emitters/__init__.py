@@ -1,4 +1,4 @@
-"""Emitters: they propose latents and learn from what the archive made of them.
+"""Emitters: they propose latents and update by what the archive made of them.
 
 An emitter is a frozen dataclass of options with the verbs below; what it learned is its state. One
 object stands for a bank of E emitters that act in parallel: they share the archive and every call.
@@ -16,7 +16,7 @@ from qdgs_jax.typing import Array, Key, Latents
 State = Any
 """A pytree that the emitter or strategy alone understands.
 
-That of an emitter has a property `restarts`: how often its emitters began anew so far, [] int32.
+That of an emitter has a property `restarts`: how often its emitters restarted so far, [] int32.
 """
 
 
@@ -55,7 +55,7 @@ class Emitter(Protocol):
     def tell(
         self, state: State, archive: ArchiveState, key: Key, asked: Asked, insertion: Insertion
     ) -> State:
-        """Learns from the archive's verdict on what was asked; the archive already holds it."""
+        """Updates by what became of the asked latents; the archive already holds them."""
 
 
 @runtime_checkable
@@ -85,7 +85,7 @@ class Strategy(Protocol):
     def tell(self, state: State, solutions: Array, order: Array, parents: Array) -> State:
         """Adapts to `solutions` as asked, of rows `order` [E, B], best first.
 
-        `parents` [E] is how many of the best teach.
+        `parents` [E] is how many of the best are parents.
         """
 
     def should_stop(self, state: State) -> Array:

@@ -91,7 +91,7 @@ class CMAES:
 
         Args:
             order: [E, B], rows of the solutions, best first.
-            parents: [E], how many of the best teach.
+            parents: [E], how many of the best are parents.
         """
         adapted = jax.vmap(self._adapt)(
             state.replace(evaluations=state.evaluations + self.batch_size),
@@ -203,10 +203,9 @@ class CMAES:
 def _eigh(C: Array) -> tuple[Array, Array]:
     """Eigenvalues [E, n] and eigenbases [E, n, n] of symmetric matrices [E, n, n].
 
-    On a CPU, XLA may work through a batch on one core, but runs separate calls side by side. More
-    threads than one can hang scipy's OpenBLAS where it has its own. Then large matrices take their
-    turn, in several times the time: call `single_threaded_blas` first. (Below LAPACK's block size
-    of 32, BLAS does not thread.)
+    On a CPU, XLA may work through a batch on one core, but runs separate calls side by side. For
+    these scipy's BLAS, which XLA calls, is kept to one thread in this process from then on: with
+    more it can hang. (Below LAPACK's block size of 32, BLAS does not thread.)
     """
 
     def one(C: Array) -> tuple[Array, Array]:
@@ -220,9 +219,8 @@ def _eigh(C: Array) -> tuple[Array, Array]:
 
     if C.shape[-1] < 32:
         return one(C)
-    in_turn = jax.vmap(jax.custom_batching.sequential_vmap(one))
-    on_cpu = in_turn if _blas_is_threaded() else side_by_side
-    return jax.lax.platform_dependent(C, cpu=on_cpu, default=one)
+    _keep_blas_to_one_thread()
+    return jax.lax.platform_dependent(C, cpu=side_by_side, default=one)
 
 
 def _ldl(C: Array) -> tuple[Array, Array]:
@@ -235,21 +233,16 @@ def _ldl(C: Array) -> tuple[Array, Array]:
     return jnp.nan_to_num(diagonal**2), jnp.nan_to_num(L / diagonal[:, None])
 
 
-def single_threaded_blas() -> None:
-    """Keeps numpy's and scipy's BLAS to one thread in this process, to leave the cores to XLA."""
-    threadpoolctl.threadpool_limits(1, user_api="blas")
-
-
-def _blas_is_threaded() -> bool:
-    return any(
-        library["num_threads"] > 1
-        for library in threadpoolctl.threadpool_info()
-        if library["user_api"] == "blas"
-    )
+@functools.cache
+def _keep_blas_to_one_thread() -> None:
+    """Sets scipy's BLAS to one thread; where it has none of its own, the one that it shares."""
+    libraries = threadpoolctl.ThreadpoolController().select(user_api="blas")
+    paths = [info["filepath"] for info in libraries.info() if "scipy" in info["filepath"]]
+    (libraries.select(filepath=paths) if paths else libraries).limit(limits=1)
 
 
 def recombination_weights(order: Array, parents: Array, dtype: jnp.dtype) -> Array:
-    """Weight of each row [E, B], of sum 1, when the first `parents` [E] of `order` [E, B] teach.
+    """Weight of each row [E, B], of sum 1, when the first `parents` [E] of `order` [E, B] count.
 
     The i-th best weighs w_i ~ log(parents + 1/2) - log(i). With no parent all weigh 0.
     """

@@ -1,6 +1,6 @@
 """The emitter of CMA-ME and CMA-MAE: an evolution strategy over latents, many at once.
 
-The archive's verdict on a batch stands in for the objective. Fontaine et al., "Covariance Matrix
+How the archive ranks a batch stands in for the objective. Fontaine et al., "Covariance Matrix
 Adaptation for the Rapid Illumination of Behavior Space", arXiv 1912.02400, algorithm 2.
 """
 
@@ -82,7 +82,7 @@ class EvolutionStrategy:
         asked: Population,
         insertion: Insertion,
     ) -> EvolutionStrategyState:
-        """Adapts the distributions, and begins those that ended anew at random elites."""
+        """Updates the distributions, and restarts those that ended at random elites."""
         state, ended = self.learn(state, asked, insertion)
         return restart_ended(self.restart, state, ended, asked.solutions[:, 0], archive, key)
 
@@ -90,18 +90,18 @@ class EvolutionStrategy:
         self, state: EvolutionStrategyState, asked: Population, insertion: Insertion
     ) -> tuple[EvolutionStrategyState, Array]:
         """The adapted state, and which emitters came to their end, [E] bool."""
-        rules, verdict = self.rules.judge(state.rules, insertion)
+        rules, ranking = self.rules.rank(state.rules, insertion)
         strategy = self.strategy.tell(
-            state.strategy, asked.solutions, verdict.order, verdict.parents
+            state.strategy, asked.solutions, ranking.order, ranking.parents
         )
-        ended = verdict.ended | self.strategy.should_stop(strategy)
+        ended = ranking.ended | self.strategy.should_stop(strategy)
         return EvolutionStrategyState(strategy=strategy, rules=rules), ended
 
     def restart(
         self, state: EvolutionStrategyState, key: Key, which: Array, latents: Latents
     ) -> EvolutionStrategyState:
-        """Begins anew from `latents` [E, D] where `which` [E] says so."""
+        """Restarts from `latents` [E, D] where `which` [E] says so."""
         return EvolutionStrategyState(
             strategy=select(which, self.strategy.init(latents), state.strategy),
-            rules=self.rules.begin_anew(state.rules, key, which, latents.dtype),
+            rules=self.rules.renew(state.rules, key, which, latents.dtype),
         )

@@ -7,9 +7,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
-from evosax.algorithms.distribution_based.lm_ma_es import LM_MA_ES
-from evosax.algorithms.distribution_based.open_es import Open_ES
-from evosax.algorithms.distribution_based.sep_cma_es import Sep_CMA_ES
 
 from qdgs_jax.emitters import State
 from qdgs_jax.errors import ConfigError
@@ -87,8 +84,13 @@ class Evosax:
 def _algorithm(strategy: Evosax, n: int) -> tuple[Any, Any]:
     """evosax' algorithm over n dimensions, and its parameters.
 
-    Made once, because evosax compiles anew for every object.
+    Made once, because evosax compiles anew for every object; imported here, because evosax starts
+    JAX's backend on import, after which `jax.distributed.initialize` fails.
     """
+    from evosax.algorithms.distribution_based.lm_ma_es import LM_MA_ES
+    from evosax.algorithms.distribution_based.open_es import Open_ES
+    from evosax.algorithms.distribution_based.sep_cma_es import Sep_CMA_ES
+
     with jax.ensure_compile_time_eval():
         like, B = jnp.zeros(n), strategy.batch_size
         algorithm: Any

@@ -1,7 +1,7 @@
 """The gradient-arborescence emitter of CMA-MEGA and CMA-MAEGA, many at once.
 
 Each emitter owns a point theta. It branches along random combinations of the gradients of objective
-and measures; the archive's verdict on the branches teaches CMA-ES which combinations pay, and moves
+and measures; how the archive ranks the branches updates CMA-ES over the combinations, and moves
 theta. Fontaine and Nikolaidis, "Differentiable Quality Diversity", arXiv 2106.03894, algorithm 1,
 in the variant of pyribs on which the published CMA-MAEGA results rest.
 """
@@ -124,7 +124,7 @@ class GradientArborescence:
         asked: Branches,
         insertion: Insertion,
     ) -> ArborescenceState:
-        """Adapts coefficients and theta; emitters that ended begin anew at random elites."""
+        """Updates coefficients and theta; emitters that ended restart at random elites."""
         state, ended = self.learn(state, asked, insertion)
         return restart_ended(self.restart, state, ended, state.ascent.theta, archive, key)
 
@@ -132,12 +132,12 @@ class GradientArborescence:
         self, state: ArborescenceState, asked: Branches, insertion: Insertion
     ) -> tuple[ArborescenceState, Array]:
         """The adapted state, and which emitters came to their end, [E] bool."""
-        rules, verdict = self.rules.judge(state.rules, insertion)
+        rules, ranking = self.rules.rank(state.rules, insertion)
         strategy = self.strategy.tell(
-            state.strategy, asked.coefficients, verdict.order, verdict.parents
+            state.strategy, asked.coefficients, ranking.order, ranking.parents
         )
         latents = asked.latents.reshape(self.emitters, self.batch_size, -1)
-        weights = recombination_weights(verdict.order, verdict.parents, latents.dtype)
+        weights = recombination_weights(ranking.order, ranking.parents, latents.dtype)
         # Without a parent the mean is an empty sum: theta is drawn towards the origin, the mean
         # image. The published results contain that pull, and are worse without it.
         mean = jnp.einsum("eb,ebd->ed", weights, latents, precision="highest")
@@ -145,17 +145,17 @@ class GradientArborescence:
         state = ArborescenceState(
             ascent=step(state.ascent, mean - state.ascent.theta), strategy=strategy, rules=rules
         )
-        return state, verdict.ended | self.strategy.should_stop(strategy)
+        return state, ranking.ended | self.strategy.should_stop(strategy)
 
     def restart(
         self, state: ArborescenceState, key: Key, which: Array, latents: Latents
     ) -> ArborescenceState:
-        """Begins anew from `latents` [E, D] where `which` [E] says so."""
+        """Restarts from `latents` [E, D] where `which` [E] says so."""
         fresh = self.init(key, latents)
         return ArborescenceState(
             ascent=select(which, fresh.ascent, state.ascent),
             strategy=select(which, fresh.strategy, state.strategy),
-            rules=self.rules.begin_anew(state.rules, key, which, latents.dtype),
+            rules=self.rules.renew(state.rules, key, which, latents.dtype),
         )
 
     def _plain(self, ascent: Ascent, gradient: Array) -> Ascent:

@@ -26,8 +26,8 @@ from qdax.core.emitters.emitter import EmitterState
 from qdgs_jax import archives
 from qdgs_jax.archives import Archive, ArchiveState
 from qdgs_jax.emitters import Asked, Emitter, GradientEmitter, Gradients, State
-from qdgs_jax.jacobian import with_jacobian
-from qdgs_jax.typing import Array, Key, Latents
+from qdgs_jax.jacobian import Memory, Scores, with_jacobian
+from qdgs_jax.typing import Array, Key, Latents, Params
 
 Genotypes = Any  # a pytree of leaves [N, ...]
 ScoringFunction = Callable[[Genotypes, Key], tuple[Array, Array, dict[str, Any]]]
@@ -111,11 +111,11 @@ class QDaxEmitterState(EmitterState):
     """State of `QDaxEmitter`."""
 
     emitter: State
-    teacher: ArchiveState  # what the emitters learn from; the repertoire may be of another kind
+    archive: ArchiveState  # the emitters'; the repertoire may be of another kind
 
 
 class QDaxEmitter(QDaxBase):
-    """One of our emitters for QDax's algorithms, with an archive of its own to learn from.
+    """One of our emitters for QDax's algorithms, with an archive of its own.
 
     Give an annealed `archive` for CMA-MAE and CMA-MAEGA; QDax's repertoire is the result.
     """
@@ -149,7 +149,7 @@ class QDaxEmitter(QDaxBase):
         _, best = jax.lax.top_k(fitnesses, self._emitter.emitters)
         return QDaxEmitterState(
             emitter=self._emitter.init(key, latents[best]),
-            teacher=archives.init(self._archive, latents.shape[1], latents.dtype),
+            archive=archives.init(self._archive, latents.shape[1], latents.dtype),
         )
 
     def emit(
@@ -159,12 +159,12 @@ class QDaxEmitter(QDaxBase):
         points_key, score_key, ask_key = jax.random.split(key, 3)
         example = jax.tree.map(lambda leaf: leaf[:1], repertoire.genotypes)
         _, unravel = ravel(example)
-        state, teacher, emitter = emitter_state.emitter, emitter_state.teacher, self._emitter
-        points, gradients = teacher.latents[:0], None
+        state, archive, emitter = emitter_state.emitter, emitter_state.archive, self._emitter
+        points, gradients = archive.latents[:0], None
         if isinstance(emitter, GradientEmitter):
-            points = emitter.points(state, teacher, points_key)
+            points = emitter.points(state, archive, points_key)
             gradients = self._gradients(unravel, points, score_key)
-        state, asked = emitter.ask(state, teacher, ask_key, gradients)
+        state, asked = emitter.ask(state, archive, ask_key, gradients)
         latents = jnp.concatenate([points, asked.latents])
         return jax.vmap(unravel)(latents), {"qdgs_jax": (state, asked, ask_key)}
 
@@ -177,28 +177,30 @@ class QDaxEmitter(QDaxBase):
         descriptors: Array,
         extra_scores: dict[str, Any],
     ) -> QDaxEmitterState:
-        """Offers the scored genotypes to the teaching archive, and tells its verdict."""
+        """Adds the scored genotypes to the emitter's archive, and updates the emitter."""
         asked: Asked
         state, asked, key = extra_scores["qdgs_jax"]
         latents, _ = ravel(genotypes)
-        teacher, points = emitter_state.teacher, len(latents) - len(asked.latents)
+        archive, points = emitter_state.archive, len(latents) - len(asked.latents)
         scored = latents, fitnesses.reshape(-1), descriptors
         if points:
-            teacher, _ = archives.add(self._archive, teacher, *(x[:points] for x in scored))
-        teacher, insertion = archives.add(self._archive, teacher, *(x[points:] for x in scored))
-        state = self._emitter.tell(state, teacher, jax.random.fold_in(key, 1), asked, insertion)
-        return QDaxEmitterState(emitter=state, teacher=teacher)
+            archive, _ = archives.add(self._archive, archive, *(x[:points] for x in scored))
+        archive, insertion = archives.add(self._archive, archive, *(x[points:] for x in scored))
+        state = self._emitter.tell(state, archive, jax.random.fold_in(key, 1), asked, insertion)
+        return QDaxEmitterState(emitter=state, archive=archive)
 
     def _gradients(self, unravel: Callable[[Array], Any], points: Latents, key: Key) -> Gradients:
         scoring_function = self._score
         assert scoring_function is not None
 
-        def score(params: None, key: Key, latents: Latents) -> tuple[Array, Array]:
+        def score(
+            params: Params, key: Key, latents: Latents, memory: Memory
+        ) -> tuple[Scores, Memory]:
             fitnesses, descriptors, _ = scoring_function(jax.vmap(unravel)(latents), key)
-            return fitnesses.reshape(-1), descriptors
+            return Scores(fitnesses.reshape(-1), descriptors), memory
 
-        _, _, jacobian = with_jacobian(score)(None, key, points)
-        return Gradients(points, jacobian)
+        scores, _ = with_jacobian(score)(None, key, points, ())
+        return Gradients(points, scores.jacobian)
 
 
 def ravel(genotypes: Genotypes) -> tuple[Latents, Callable[[Array], Genotypes]]:

@@ -1,4 +1,4 @@
-"""How an emitter learns: who ranks first, who becomes a parent, when to begin anew.
+"""How an emitter updates: what ranks first, what becomes a parent, when to restart.
 
 These three choices are what sets CMA-ME, CMA-MAE, CMA-MEGA and CMA-MAEGA apart.
 """
@@ -29,12 +29,12 @@ class RulesState(struct.PyTreeNode):
     direction: Array | None  # [E, M], along which ranker `rd` sorts
 
 
-class Verdict(struct.PyTreeNode):
+class Ranking(struct.PyTreeNode):
     """What the rules make of a batch."""
 
     order: Array  # [E, B], rows of each emitter's batch, best first
-    parents: Array  # [E] int32, how many of the best teach
-    ended: Array  # [E] bool: begin anew
+    parents: Array  # [E] int32, how many of the best are parents
+    ended: Array  # [E] bool: restart
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,9 @@ class Rules:
         ranker: what a batch is sorted by. `imp`: value, the improvement on the cell's threshold;
             `2imp`: new cells first, then improved ones, each by value; `obj`: objective; `rd`:
             place along a random direction of the measures.
-        selection: `filter`: the accepted teach; `mu`: the better half does.
-        restart: `basic`: begin anew only when the strategy is spent or the batch is flat;
+        selection: `filter`: parents are the solutions that the archive accepted; `mu`: the best
+            half.
+        restart: `basic`: restart only when the strategy is spent or the batch is flat;
             `no_improvement`: also when none was accepted; a number: also every so many generations.
         span: extent of the archive along each measure, for ranker `rd` alone.
     """
@@ -72,7 +73,7 @@ class Rules:
             direction=direction,
         )
 
-    def judge(self, state: RulesState, insertion: Insertion) -> tuple[RulesState, Verdict]:
+    def rank(self, state: RulesState, insertion: Insertion) -> tuple[RulesState, Ranking]:
         """Ranks a batch [E * B], emitter by emitter."""
         E = len(state.restarts)
         batches = jax.tree.map(lambda field: field.reshape(E, -1, *field.shape[1:]), insertion)
@@ -90,9 +91,9 @@ class Rules:
         elif self.restart != "basic":
             ended |= told % self.restart == 0
         parents = accepted if self.selection == "filter" else half
-        return state.replace(told=told), Verdict(order=order, parents=parents, ended=ended)
+        return state.replace(told=told), Ranking(order=order, parents=parents, ended=ended)
 
-    def begin_anew(self, state: RulesState, key: Key, which: Array, dtype: jnp.dtype) -> RulesState:
+    def renew(self, state: RulesState, key: Key, which: Array, dtype: jnp.dtype) -> RulesState:
         """Counts the restarts of `which` [E] emitters and draws them new directions."""
         fresh = self.init(key, len(which), dtype)
         return state.replace(
@@ -115,7 +116,7 @@ class Rules:
 
 
 def elites_or(latents: Latents, archive: ArchiveState, key: Key) -> Latents:
-    """Random elites to begin anew from, as many as `latents`; those while there is no elite."""
+    """Random elites to restart from, as many as `latents`; those while there is no elite."""
     return jnp.where(archive.count > 0, archives.sample(archive, key, len(latents)), latents)
 
 

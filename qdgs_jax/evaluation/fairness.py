@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Groups(NamedTuple):
-    """Who is compared: images of one label and one value of what must not matter."""
+    """Who is compared: images of one label and one value of the protected attribute."""
 
     names: tuple[str, ...]
     labels: np.ndarray  # [G] int, position of the group's label among the classes

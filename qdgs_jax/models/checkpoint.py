@@ -5,7 +5,6 @@ whose allow-list here is tensors, their storages, and modules of TorchScript as 
 """
 
 import contextlib
-import hashlib
 import io
 import math
 import zipfile
@@ -51,19 +50,6 @@ _STORAGES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-
-
-def sha256(path: str | Path) -> str:
-    """Fingerprint of a file, in hexadecimal.
-
-    Raises:
-        CheckpointError: The file cannot be read.
-    """
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read, {error.strerror}: check the path") from error
 
 
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:

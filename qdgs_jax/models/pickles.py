@@ -6,7 +6,7 @@ allocated before they are checked, and hashing nested tuples takes exponential t
 
 import io
 import pickletools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import IO, Any
 
 MAX_OPCODES = 1 << 21
@@ -84,8 +84,8 @@ def unpickle_next(
     stack: list[Any] = []
     below: list[list[Any]] = []  # the stacks under the open marks
     memo: dict[int, Any] = {}
-    operations: Iterable[Any] = pickletools.genops(file)
-    for number, (opcode, argument, _) in enumerate(operations):
+    opcodes = enumerate[tuple[Any, Any, Any]](pickletools.genops(file))
+    for number, (opcode, argument, _) in opcodes:
         if number == MAX_OPCODES:
             raise UnreadableError(f"its pickle has more than {MAX_OPCODES} opcodes")
         match opcode.name:
@@ -93,10 +93,8 @@ def unpickle_next(
                 stack.append(argument)
             case name if name in _CONSTANTS:
                 stack.append(_CONSTANTS[name]())
-            case "BINPUT" | "LONG_BINPUT":
-                memo[argument] = stack[-1]
-            case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
+            case "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
+                memo[len(memo) if argument is None else argument] = stack[-1]
             case "BINGET" | "LONG_BINGET":
                 stack.append(memo[argument])
             case "MARK":
@@ -123,21 +121,24 @@ def unpickle_next(
             case "STACK_GLOBAL":
                 stack.append(_find(find_global, *_pop(stack, 2)))
             case "REDUCE" | "NEWOBJ":
-                function, arguments = _pop(stack, 2)
-                stack.append(_call(function, arguments))
+                stack.append(_call(*_pop(stack, 2)))
             case "BINPERSID":
                 stack.append(_call(find_persistent, stack.pop()))
             case "BUILD":
                 state = stack.pop()
-                if isinstance(stack[-1], Attributes):
-                    stack[-1].state = state
+                _build(stack[-1], state)
             case "STOP":
-                if len(stack) != 1 or below:
-                    raise UnreadableError("its pickle has a wrong end")
-                return stack[0]
+                if len(stack) == 1 and not below:
+                    return stack[0]
+                raise UnreadableError("its pickle has a wrong end")
             case name if name not in ("PROTO", "FRAME"):
                 raise UnreadableError(f"its pickle uses {name}, which weights do not need")
     raise AssertionError("genops yields STOP last or raises")
+
+
+def _build(target: Any, state: Any) -> None:
+    if isinstance(target, Attributes):
+        target.state = state
 
 
 def _pop(stack: list[Any], n: int) -> list[Any]:

@@ -1,9 +1,7 @@
-"""Pictures: a run's archive, its growth, what its elites look like; what repairs achieve."""
+"""Pictures of a run: its archive, its growth, what its elites look like."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,13 +11,19 @@ from qdgs_jax.config import MeasureConfig
 
 
 def draw_heatmap(
-    path: Path, measures: Sequence[MeasureConfig], index: np.ndarray, objective: np.ndarray
+    path: Path,
+    measures: Sequence[MeasureConfig],
+    index: np.ndarray,
+    objective: np.ndarray,
+    *,
+    cells: int,
 ) -> None:
     """Objective of the elites over the first two measures, the best along any others.
 
     Args:
         index: [n] cells of the elites.
         objective: [n] their objectives.
+        cells: of the whole archive.
     """
     shape = _plane_shape(measures)
     grid = np.full(shape, -np.inf)
@@ -28,9 +32,9 @@ def draw_heatmap(
     axes = figure.subplots()
     mesh = axes.pcolormesh(*_plane_edges(measures), np.ma.masked_invalid(grid).T, cmap="viridis")
     figure.colorbar(mesh, label="objective")
-    axes.set_title(f"{len(index)} elites in {math.prod(m.cells for m in measures)} cells")
+    axes.set_title(f"{len(index)} elites in {cells} cells")
     _label(axes, measures)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_curves(path: Path, rows: Sequence[dict[str, float]]) -> None:
@@ -44,7 +48,7 @@ def draw_curves(path: Path, rows: Sequence[dict[str, float]]) -> None:
         axes.set_xlabel("evaluations")
         axes.legend(loc="lower right")
         axes.ticklabel_format(axis="both", style="sci", scilimits=(-2, 4))
-    _save(figure, path)
+    save(figure, path)
 
 
 def choose_tiles(
@@ -89,34 +93,7 @@ def draw_contact_sheet(
         sheet, extent=(x[0], x[-1], y[0], y[-1]), aspect="auto", interpolation="antialiased"
     )
     _label(axes, measures)
-    _save(figure, path)
-
-
-def draw_accuracy(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Mean and worst group's accuracy of each arm at each bias: a dot a seed, a line their mean.
-
-    Args:
-        rows: of `fairness.over_seeds`, with the `bias` and `arm` that each is about.
-    """
-    biases, arms = (list(dict.fromkeys(row[about] for row in rows)) for about in ("bias", "arm"))
-    figure = Figure(figsize=(10, 5.5), layout="constrained")
-    panels = figure.subplots(2, 1, sharex=True)
-    for axes, name in zip(panels, ("mean", "worst"), strict=True):
-        for row in rows:
-            place = arms.index(row["arm"])
-            x = biases.index(row["bias"]) + (place + 1) / (len(arms) + 1) - 0.5
-            seeds, colour = row[name]["seeds"], f"C{place}"
-            axes.plot([x] * len(seeds), seeds, "o", color=colour, alpha=0.5, label=row["arm"])
-            axes.plot(x, row[name]["mean"], "_", color=colour, markersize=12, markeredgewidth=2.5)
-        axes.set_ylim(-0.05, 1.05)
-        axes.set_ylabel(f"{name} of the groups")
-        axes.grid(axis="y", alpha=0.3)
-    panels[0].set_title("accuracy: a dot a seed, a line their mean", fontsize="medium")
-    panels[1].set_xticks(range(len(biases)), [str(bias) for bias in biases])
-    panels[1].set_xlabel("colour bias of the training drawings")
-    handles, _ = panels[0].get_legend_handles_labels()
-    figure.legend(handles=handles[: len(arms)], loc="outside lower center", ncols=4)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _plane_shape(measures: Sequence[MeasureConfig]) -> tuple[int, int]:
@@ -149,6 +126,7 @@ def _label(axes, measures: Sequence[MeasureConfig]) -> None:  # type: ignore[no-
         axes.set_yticks([])
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Writes a PNG whose bytes follow from the figure alone."""
     with files.replacing(path) as file:
         figure.savefig(file, dpi=110, format="png", metadata={"Software": None})

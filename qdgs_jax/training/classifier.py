@@ -1,7 +1,7 @@
 """Images and labels -> a trained classifier -> classes of other images.
 
 The classifier is the paper's (QDGS, shapes domain). Functions that train take a leading axis S of
-seeds: trainings beside each other, with weights and data of their own, in one program.
+seeds: trainings in parallel, with weights and data of their own, in one program.
 """
 
 import functools
@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from qdgs_jax.config import ClassifierConfig, TrainingConfig
 from qdgs_jax.models.layers.pooled_convolution import in_parts, pooled_convolution
+from qdgs_jax.training.config import ClassifierConfig, TrainingConfig
 from qdgs_jax.typing import Array, Images, Key, Params
 
 TESTED_AT_ONCE = 100  # images

@@ -1,6 +1,8 @@
 """Anybody's ImageFolders: what is read, and what users are told of folders that do not fit."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,15 @@ def test_read(tmp_path: Path) -> None:
     assert read_folder(folder).labels == ("a", "a", "b")
     with pytest.raises(ConfigError, match="is missing, whose column 'colour'"):
         read_folder(folder, group="colour")
+
+
+def test_reading_needs_nothing_heavy() -> None:
+    code = (
+        "import sys, qdgs_jax.datasets.class_folders; "
+        "sys.exit(' '.join({'jax', 'evosax', 'orbax', 'flax'} & sys.modules.keys()))"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.stderr.strip() == ""
 
 
 def test_mistakes_in_a_folder(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import threadpoolctl
 from ribs.emitters.opt import CMAEvolutionStrategy
 
 from qdgs_jax.emitters import cma_es, select
@@ -150,16 +151,22 @@ def test_emitters_do_not_touch_each_other() -> None:
         assert len(set(np.asarray(together.decomposed_at).tolist())) > 2
 
 
-@pytest.mark.parametrize("threaded", [False, True])
-def test_large_matrices(monkeypatch: pytest.MonkeyPatch, threaded: bool) -> None:
-    monkeypatch.setattr(cma_es, "_blas_is_threaded", lambda: threaded)
-    monkeypatch.setattr(cma_es, "_CALLS", 3)  # of 2, 2 and 1 matrices, or 5 in turn
+def test_large_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Side by side, without anybody's having to limit the threads of BLAS first."""
+    monkeypatch.setattr(cma_es, "_CALLS", 3)  # of 2, 2 and 1 matrices
+    cma_es._keep_blas_to_one_thread.cache_clear()
+    threadpoolctl.threadpool_limits(2, user_api="blas")
     factor = np.random.default_rng(0).normal(size=(5, 40, 40)).astype(np.float32)
     C = factor @ factor.swapaxes(1, 2) / 40
-    cma_es.single_threaded_blas()
     eigenvalues, B = jax.jit(cma_es._eigh)(jnp.asarray(C))
     np.testing.assert_allclose(eigenvalues, np.linalg.eigvalsh(C), rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose((B * eigenvalues[:, None]) @ B.mT, C, atol=1e-5)
+    threads = {
+        library["num_threads"]
+        for library in threadpoolctl.threadpool_info()
+        if library["user_api"] == "blas" and "scipy" in library["filepath"]
+    }
+    assert threads == {1}
 
 
 def test_cholesky_factors_give_the_same_distribution() -> None:

@@ -9,6 +9,7 @@ from qdgs_jax.archives import GridArchive
 from qdgs_jax.config import SearchConfig
 from qdgs_jax.emitters.evosax import Evosax
 from qdgs_jax.errors import ConfigError
+from qdgs_jax.jacobian import Memory, Scores
 from qdgs_jax.search import init, make_search, run
 
 KEY = jax.random.key(0)
@@ -61,8 +62,9 @@ def test_limited_memory_remembers_the_draws_of_the_best() -> None:
 def test_searches_in_a_thousand_dimensions(name: str) -> None:
     config = SearchConfig(algorithm="cma_mae", strategy=name, emitters=2, batch_size=8, sigma0=0.2)
 
-    def score(params: None, key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return 100 - (x**2).mean(axis=-1), x.reshape(-1, 2, 500).sum(axis=-1) / 20
+    def score(params: None, key: jax.Array, x: jax.Array, memory: Memory) -> tuple[Scores, Memory]:
+        halves = x.reshape(-1, 2, 500).sum(axis=-1) / 20
+        return Scores(100 - (x**2).mean(axis=-1), halves), memory
 
     archive = GridArchive(cells=(20, 20), lower=(-2.0, -2.0), upper=(2.0, 2.0))
     search = make_search(config, archive, score)

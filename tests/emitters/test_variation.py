@@ -54,6 +54,7 @@ def test_an_empty_archive_is_seeded_from_the_start() -> None:
 
 def test_gradient_operator_moves_elites_up_and_anywhere_in_measures(archive: ArchiveState) -> None:
     emitter = GradientOperator(2, 200, sigma=0.5)
+    assert emitter.evaluations == 2 * 2 * 200  # an elite and its branch
     state = emitter.init(KEY, jnp.zeros((2, 4)))
     points = emitter.points(state, archive, KEY)
     jacobian = jnp.broadcast_to(3 * jnp.eye(2, 4), (400, 2, 4)).at[0, 1].set(jnp.nan)

@@ -1,6 +1,5 @@
 """Files of weights: read in every format, refused in one sentence where they are not sound."""
 
-import hashlib
 import io
 import struct
 import time
@@ -16,7 +15,7 @@ from flax import serialization
 from safetensors.numpy import save_file
 
 from qdgs_jax.errors import CheckpointError
-from qdgs_jax.models.checkpoint import read_tensors, sha256
+from qdgs_jax.models.checkpoint import read_tensors
 
 WEIGHT = np.arange(6, dtype=np.float32).reshape(2, 3)
 BIAS = np.array([0.5, -1, 2], np.float16)
@@ -257,14 +256,6 @@ def test_absent(tmp_path: Path) -> None:
     for path in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(CheckpointError, match="check the path"):
             read_tensors(path)
-        with pytest.raises(CheckpointError, match="check the path"):
-            sha256(path)
-
-
-def test_sha256(tmp_path: Path) -> None:
-    path = tmp_path / "x"
-    path.write_bytes(b"abc" * 100_000)
-    assert sha256(path) == hashlib.sha256(b"abc" * 100_000).hexdigest()
 
 
 def mutate(random: np.random.Generator, content: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Drawings are what their labels say; captions say what they allow."""
+"""Drawings are what their labels say."""
 
 import jax
 import jax.numpy as jnp
@@ -66,40 +66,3 @@ def test_size_is_the_root_of_the_area(shape):
         angle=jnp.array([0.3]),
     )
     assert float((1 - image).mean()) == pytest.approx(0.16, rel=0.01)
-
-
-def test_scenes_are_images_with_their_truth():
-    scenes = jax.tree.map(np.asarray, shapes.draw_scenes(jax.random.key(0), 64, image_size=32))
-    assert scenes.images.shape == (64, 32, 32, 3)
-    assert (scenes.images >= 0).all()
-    assert (scenes.images <= 1).all()
-    assert scenes.images.std() > 0.1
-    assert set(scenes.truth) == set(shapes.ATTRIBUTES)
-    for attribute, values in shapes.ATTRIBUTES.items():
-        assert scenes.truth[attribute].shape == (64, len(values))
-        np.testing.assert_allclose(scenes.truth[attribute].sum(1), 1, atol=1e-5)
-    none = scenes.truth["shape"][:, -1]
-    assert ((none < 0.1).mean() > 0.2) & ((none > 0.9).mean() > 0.2)
-
-
-def test_captions_allow_known_values_only():
-    families = shapes.captions()
-    texts = [caption.text for family in families for caption in family]
-    assert len(set(texts)) == len(texts)
-    for family in families:
-        assert family
-        for caption in family:
-            for attribute, allowed in caption.allows.items():
-                assert set(allowed) <= set(shapes.ATTRIBUTES[attribute])
-
-
-@pytest.mark.parametrize(
-    ("text", "template", "expected"),
-    [
-        ("orange star", "an image of {a} {text}.", "an image of an orange star."),
-        ("splatters of colors", "{a} {text}.", "splatters of colors."),
-        ("red shape", "{text}", "red shape"),
-    ],
-)
-def test_sentences(text, template, expected):
-    assert shapes.sentence(shapes.Caption(text, {}), template) == expected

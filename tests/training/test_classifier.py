@@ -9,9 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from qdgs_jax.config import ClassifierConfig, TrainingConfig
 from qdgs_jax.training import classifier
 from qdgs_jax.training.classifier import Data
+from qdgs_jax.training.config import ClassifierConfig, TrainingConfig
 
 SIZE = 12
 SMALL = ClassifierConfig(channels=(3, 4), hidden=8)

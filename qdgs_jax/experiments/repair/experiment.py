@@ -1,6 +1,6 @@
 """Biased classifiers, repaired by other images: the experiment on drawings, or anybody's folders.
 
-Both write the same folder, and go on in it where they were interrupted:
+Both write the same folder, and resume in it where they were interrupted:
 
 plan.json        the config, and what made the results
 results/         a file for each training: how often each group was given each class
@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import json
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,26 +23,35 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from qdgs_jax import files, generators
-from qdgs_jax.config import Config, RepairConfig
+from qdgs_jax import files, generators, provenance
+from qdgs_jax.config import Config
 from qdgs_jax.datasets import class_folders as labelled_folder
-from qdgs_jax.datasets import export as dataset
 from qdgs_jax.datasets.class_folders import LabelledImages, read_folder
 from qdgs_jax.errors import ConfigError
 from qdgs_jax.evaluation import fairness
 from qdgs_jax.evaluation.fairness import Groups
-from qdgs_jax.runs import figures
-from qdgs_jax.runs import sampling as runs
+from qdgs_jax.experiments.repair import figures
+from qdgs_jax.experiments.repair.arms import (
+    CLASSES,
+    COLOURS,
+    as_data,
+    describe_synthetic,
+    draw_in_bytes,
+    epochs_of,
+    make_arms,
+    make_synthetic,
+)
+from qdgs_jax.experiments.repair.config import LABELS, RepairConfig
+from qdgs_jax.folders import claim, interruptions_explained, require_same_config
 from qdgs_jax.shapes import drawings as shapes
 from qdgs_jax.training import classifier
 from qdgs_jax.training.classifier import Data
+from qdgs_jax.training.config import TrainConfig
 from qdgs_jax.typing import Array, Key
 
 BEFORE = "before repair"
 AFTER = "after repair"
-CLASSES = shapes.SHAPES[:2]
-COLOURS = tuple(shapes.COLOURS)[:2]
-EPOCHS_AT_ONCE = 2  # between two looks at the keyboard
+EPOCHS_AT_ONCE = 2  # epochs a call, so that Ctrl-C is noticed
 
 
 class Test(NamedTuple):
@@ -63,7 +71,7 @@ def run_experiment(
         config: what is compared; its `search` is not read.
         search: of the synthetic images. Their labels come from its bins, that is from measures;
             each seed has a search and random samples of its own.
-        out: folder to write, or with `resume` to go on in.
+        out: folder to write, or with `resume` to continue in.
 
     Returns:
         What results.json holds.
@@ -79,10 +87,10 @@ def run_experiment(
             f"The bins of the search have the labels {', '.join(sorted(labels)) or '(none)'}, "
             f"but the drawings are {' and '.join(CLASSES)}s: label its bins so."
         )
-    with files.interruptions_explained(out, again="run the same command with --resume"):
+    with interruptions_explained(out, again="run the same command with --resume"):
         _claim(out, {"config": _without_search(config)}, resume=resume)
         size = generators.load(search.generator.model)[0].image_size
-        draw = functools.partial(_draw, image_size=size)
+        draw = functools.partial(draw_in_bytes, image_size=size)
         test = _unbiased_test(draw(jax.random.key(2**32 - 1), config.test_images, 0.5))
         todo = [
             (bias, seed)
@@ -91,7 +99,7 @@ def run_experiment(
             if not _result_path(out, seed, bias).exists()
         ]
         synthetic = {
-            seed: _make_synthetic(config, search, seed, out)
+            seed: make_synthetic(config, search, seed, out)
             for seed in sorted({seed for _, seed in todo})
         }
         epochs: dict[str, int] = {arm: epochs_of(config, arm) for arm in config.arms}
@@ -99,19 +107,19 @@ def run_experiment(
             for bias in config.biases:
                 for seeds in _together([seed for at, seed in todo if at == bias]):
                     first, arms = zip(
-                        *(_make_arms(config, draw, bias, s, synthetic[s]) for s in seeds),
+                        *(make_arms(config, draw, bias, s, synthetic[s]) for s in seeds),
                         strict=True,
                     )
                     _train_and_test(config, out, seeds, first, arms, epochs, test, bar, bias=bias)
         results = _collect(config, out, test, config.biases)
-        results["synthetic"] = [_describe_synthetic(out, seed) for seed in range(config.seeds)]
+        results["synthetic"] = [describe_synthetic(out, seed) for seed in range(config.seeds)]
         _write(out, results)
         figures.draw_accuracy(out / "accuracy.png", results["rows"])
     return results
 
 
 def repair_folders(
-    config: RepairConfig,
+    config: TrainConfig,
     out: Path,
     *,
     train: Path,
@@ -123,11 +131,10 @@ def repair_folders(
     """Trains on one ImageFolder, repairs with another, tests by group on a third.
 
     Args:
-        config: its classifier, training and number of seeds are used.
-        out: folder to write, or with `resume` to go on in.
+        out: folder to write, or with `resume` to continue in.
         train: images in class folders.
         test: images in class folders, with a metadata.jsonl.
-        group: column of the test's metadata.jsonl that must not matter.
+        group: column of the test's metadata.jsonl: the protected attribute.
         repair: images in class folders; none to train only.
 
     Returns:
@@ -145,9 +152,9 @@ def repair_folders(
     classes = labelled_folder.require_fit(read, folders, halvings=len(config.classifier.channels))
     names = {name: str(path) for name, path in folders.items()}
     plan = {"config": _without_search(config), "folders": names, "group": group}
-    with files.interruptions_explained(out, again="run the same command with --resume"):
+    with interruptions_explained(out, again="run the same command with --resume"):
         _claim(out, plan, resume=resume)
-        data = {name: _as_data(images, classes) for name, images in read.items()}
+        data = {name: as_data(images, classes) for name, images in read.items()}
         tested = Test(data["test"].images, _groups(read["test"], classes), classes)
         arms = {AFTER: data["repair"]} if repair else {}
         epochs = dict.fromkeys(arms, config.training.repair_epochs)
@@ -163,7 +170,7 @@ def repair_folders(
 
 
 def _train_and_test(
-    config: RepairConfig,
+    config: TrainConfig,
     out: Path,
     seeds: Sequence[int],
     first: Sequence[Data],
@@ -173,7 +180,7 @@ def _train_and_test(
     bar: Any,
     **named: float,
 ) -> None:
-    """Trains with `first`, then anew from there with each of the arms; writes a file a seed.
+    """Trains with `first`, then fine-tunes from there with each arm; writes a file a seed.
 
     Args:
         first, arms: one a seed.
@@ -214,88 +221,14 @@ def _train_and_test(
 
 
 def _together(seeds: Sequence[int]) -> Iterable[Sequence[int]]:
-    """Seeds in parts that are trained beside each other: cores are busy with one already."""
+    """Groups of seeds trained in one vmapped program: one on a CPU, all on an accelerator."""
     size = 1 if jax.default_backend() == "cpu" else max(1, len(seeds))
     return [seeds[start : start + size] for start in range(0, len(seeds), size)]
 
 
-def epochs_of(config: RepairConfig, arm: str) -> int:
-    """Epochs of an arm's repair: fewer for the biased drawings, of which an epoch shows more."""
-    epochs = config.training.repair_epochs
-    if arm == "biased":
-        return max(1, round(epochs * config.repair_images / config.images))
-    return epochs
-
-
-def _bar(config: RepairConfig, trainings: int, repair_epochs: dict[str, int]) -> tqdm:
+def _bar(config: TrainConfig, trainings: int, repair_epochs: dict[str, int]) -> tqdm:
     epochs = config.training.epochs + sum(repair_epochs.values())
     return tqdm(total=trainings * epochs, unit="epoch", disable=None, dynamic_ncols=True)
-
-
-def _make_synthetic(
-    config: RepairConfig, search: Config, seed: int, out: Path
-) -> dict[str, LabelledImages]:
-    """The seed's elites and random samples, from their folders, which are made where missing."""
-    search = dataclasses.replace(search, seed=search.seed + seed)
-    run = out / f"search-{seed}"
-    if not (run / "summary.json").is_file():
-        name, total = f"search {seed}", search.search.generations
-        with tqdm(desc=name, total=total, unit="gen", disable=None, dynamic_ncols=True) as bar:
-            runs.sample(
-                search,
-                run,
-                resume=True,
-                report=lambda row: bar.update(int(row["generation"]) - bar.n),
-            )
-    found = runs.load_run(run).config
-    wanted = [measure.range for measure in search.measures]
-    measures = tuple(
-        dataclasses.replace(measure, range=range)
-        for measure, range in zip(found.measures, wanted, strict=False)
-    )
-    if dataclasses.replace(found, measures=measures) != search:
-        raise ConfigError(f"{run} is the run of another search: choose another --out.")
-    elites, random = out / f"qdgs-{seed}", out / f"random-{seed}"
-    count = config.repair_images
-    dataset.export(run, elites, count=count, seed=seed)
-    dataset.baseline(found, random, count=count, seed=search.seed, nearest_bin=True)
-    sets = {"qdgs": read_folder(elites, group="bin"), "random": read_folder(random, group="bin")}
-    # Where bins are empty, elites repeat: each arm has as many images, and so as many updates.
-    return {name: images.take(np.arange(count) % len(images)) for name, images in sets.items()}
-
-
-def _make_arms(
-    config: RepairConfig, draw: Any, bias: float, seed: int, synthetic: dict[str, LabelledImages]
-) -> tuple[Data, dict[str, Data]]:
-    """The biased drawings, and what each arm repairs with."""
-    biased_key, unbiased_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1))
-    biased = _plain(draw(biased_key, config.images, bias))
-    random, qdgs = (_as_data(synthetic[name], CLASSES) for name in ("random", "qdgs"))
-    made = {
-        "biased": lambda: biased,
-        "random": lambda: random,
-        "random, equal classes": lambda: random._replace(weights=equal(synthetic["random"].labels)),
-        "random, equal bins": lambda: random._replace(weights=equal(synthetic["random"].groups)),
-        "qdgs": lambda: qdgs,
-        "unbiased": lambda: _plain(draw(unbiased_key, config.repair_images, 0.5)),
-    }
-    return biased, {arm: made[arm]() for arm in config.arms}
-
-
-def equal(values: Sequence[str]) -> Array:
-    """Weights [N], 1 on average, by which each value weighs as much as any other."""
-    counts = Counter(values)
-    return jnp.array([len(values) / len(counts) / counts[value] for value in values])
-
-
-@functools.partial(jax.jit, static_argnums=1, static_argnames="image_size")
-def _draw(key: Key, n: int, colour_bias: Array | float, *, image_size: int) -> shapes.Drawings:
-    draw = functools.partial(shapes.draw, colour_bias=colour_bias, image_size=image_size)
-    return shapes.in_bytes(draw, key, n)
-
-
-def _plain(drawings: shapes.Drawings) -> Data:
-    return Data(drawings.images, drawings.shape, jnp.ones(len(drawings.shape)))
 
 
 def _unbiased_test(drawings: shapes.Drawings) -> Test:
@@ -308,11 +241,6 @@ def _unbiased_test(drawings: shapes.Drawings) -> Test:
     return Test(drawings.images, Groups(names, np.array([0, 0, 1, 1]), of), CLASSES)
 
 
-def _as_data(images: LabelledImages, classes: Sequence[str]) -> Data:
-    labels = jnp.array([classes.index(label) for label in images.labels])
-    return Data(jnp.asarray(images.pixels), labels, jnp.ones(len(labels)))
-
-
 def _groups(images: LabelledImages, classes: Sequence[str]) -> Groups:
     pairs = list(zip(images.labels, images.groups, strict=True))
     known = sorted(set(pairs))
@@ -323,30 +251,19 @@ def _groups(images: LabelledImages, classes: Sequence[str]) -> Groups:
 
 def _claim(out: Path, plan: dict[str, Any], *, resume: bool) -> None:
     """Makes `out` the folder of this plan, or checks that it is."""
-    path = out / "plan.json"
-    if path.is_file():
-        if not resume:
-            raise ConfigError(
-                f"{out} already holds results: pass --resume to go on with them, "
-                "or choose another --out."
-            )
-        before = json.loads(path.read_text())
-        if any(before.get(key) != json.loads(json.dumps(value)) for key, value in plan.items()):
-            raise ConfigError(
-                f"{out} holds the results of another config: resume with the config that began "
-                "them, or choose another --out."
-            )
+    if known := claim(out, "plan.json", holds="results", resume=resume):
+        before, now = json.loads(known.read_text()), json.loads(json.dumps(plan))
+        require_same_config(out, {key: before.get(key) for key in now}, now)
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} holds other files: choose another --out.")
     (out / "results").mkdir(parents=True)
-    files.write(path, json.dumps({**plan, **runs.environment()}, indent=1) + "\n")
+    text = json.dumps({**plan, **provenance.environment()}, indent=1) + "\n"
+    files.write(out / "plan.json", text)
 
 
-def _without_search(config: RepairConfig) -> dict[str, Any]:
+def _without_search(config: TrainConfig) -> dict[str, Any]:
     """The config but for a path; the search's own config stands in its folder."""
     values = dataclasses.asdict(config)
-    del values["search"]
+    values.pop("search", None)
     return values
 
 
@@ -356,7 +273,7 @@ def _result_path(out: Path, seed: int, bias: float | None = None) -> Path:
 
 
 def _collect(
-    config: RepairConfig, out: Path, test: Test, biases: Sequence[float | None] = (None,)
+    config: TrainConfig, out: Path, test: Test, biases: Sequence[float | None] = (None,)
 ) -> dict[str, Any]:
     """Fairness over seeds, from the files of all trainings."""
     rows, seconds = [], 0.0
@@ -367,7 +284,8 @@ def _collect(
         seconds += sum(each["seconds"] for each in found)
         for arm in found[0]["counts"]:
             counts = np.array([each["counts"][arm] for each in found])  # [S, G, K]
-            about = {"arm": arm} if bias is None else {"bias": bias, "arm": arm}
+            label = LABELS.get(arm, arm)
+            about = {"arm": label} if bias is None else {"bias": bias, "arm": label}
             rows.append({**about, **fairness.over_seeds(counts, test.groups)})
     return {
         "seeds": config.seeds,
@@ -379,18 +297,6 @@ def _collect(
         "seconds": seconds,
         "rows": rows,
     }
-
-
-def _describe_synthetic(out: Path, seed: int) -> dict[str, Any]:
-    """What the seed's search found and its random samples happened to be, by bin."""
-    summary = json.loads((out / f"search-{seed}/summary.json").read_text())
-    described: dict[str, Any] = {"seed": seed, "coverage": summary.get("coverage")}
-    for name in ("qdgs", "random"):
-        bins = json.loads((out / f"{name}-{seed}/balance.json").read_text())["bins"]
-        described[name] = {
-            bin["name"]: {key: bin[key] for key in ("available", "got", "distinct")} for bin in bins
-        }
-    return described
 
 
 def _write(out: Path, results: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import safetensors.numpy
 from flax import traverse_util
 
-from qdgs_jax import files
+from qdgs_jax import files, folders
 from qdgs_jax.errors import CheckpointError
 from qdgs_jax.models.checkpoint import explained, read_tensors
 from qdgs_jax.models.stylegan2.modeling import StyleGAN2Config
@@ -89,7 +89,7 @@ def convert(source: str | Path, folder: str | Path) -> None:
         QDGSError: The folder cannot be written.
     """
     config, params = load(source)
-    with files.interruptions_explained(Path(folder), again="run the same command again"):
+    with folders.interruptions_explained(Path(folder), again="run the same command again"):
         save(folder, config, params)
 
 

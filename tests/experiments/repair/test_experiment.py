@@ -17,26 +17,25 @@ from qdgs_jax import encoders, generators
 from qdgs_jax.cli import run_command
 from qdgs_jax.config import (
     BinConfig,
-    ClassifierConfig,
     Config,
     ExportConfig,
     MeasureConfig,
     ObjectiveConfig,
-    RepairConfig,
     SearchConfig,
-    TrainingConfig,
     load_config,
-    load_repair_config,
     save_config,
 )
 from qdgs_jax.datasets.class_folders import read_folder
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.errors import ConfigError
 from qdgs_jax.experiments.repair import experiment as repair
+from qdgs_jax.experiments.repair.arms import equal, make_synthetic
+from qdgs_jax.experiments.repair.config import LABELS, RepairConfig, load_repair_config
 from qdgs_jax.generators import Generator
 from qdgs_jax.image_measures import IMAGE_MEASURES
 from qdgs_jax.shapes import drawings as shapes
 from qdgs_jax.training import classifier
+from qdgs_jax.training.config import ClassifierConfig, TrainingConfig
 
 CONFIGS = Path(__file__).parents[3] / "configs/experiments"
 SIZE = 12
@@ -85,7 +84,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> None:
         name="eye", sha256="b" * 64, image_size=SIZE, embed_images=embed, embed_tokens=embed,
         tokenize=lambda texts: jnp.zeros((len(texts), 1), int), unknown_words=lambda text: [],
     )  # fmt: skip
-    generator = Generator("two shapes", "a" * 64, 2, SIZE, sample, render)
+    generator = Generator("two shapes", 2, SIZE, sample, render, "a" * 64)
     monkeypatch.setattr(generators, "load", lambda model, **_: (generator, jnp.int32(0)))
     monkeypatch.setattr(encoders, "load", lambda model, **_: (encoder, jnp.int32(0)))
     monkeypatch.setitem(IMAGE_MEASURES, "blueness", blueness)
@@ -155,7 +154,8 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_experiment(out: Path) -> None:
     results = repair.run_experiment(TINY, make_search(), out, resume=True)
     assert results == json.loads((out / "results.json").read_text())
-    assert [row["arm"] for row in results["rows"]] == [repair.BEFORE, *TINY.arms]
+    arms = [LABELS.get(arm, arm) for arm in TINY.arms]
+    assert [row["arm"] for row in results["rows"]] == [repair.BEFORE, *arms]
     assert sum(results["groups"].values()) == TINY.test_images
     for row in results["rows"]:
         for name in ("mean", "worst", "equalised odds gap", "blue triangle"):
@@ -239,7 +239,7 @@ def test_arms_differ_in_images_and_weights_alone(
 
 
 def test_labels_come_from_the_measures(tmp_path: Path) -> None:
-    synthetic = repair._make_synthetic(TINY, make_search(), 0, prepare(tmp_path / "out"))
+    synthetic = make_synthetic(TINY, make_search(), 0, prepare(tmp_path / "out"))
     elites, random = synthetic["qdgs"], synthetic["random"]
     assert len(elites) == len(random) == TINY.repair_images
     # The run claims that small ones are large; random samples are scored as they are.
@@ -250,7 +250,7 @@ def test_labels_come_from_the_measures(tmp_path: Path) -> None:
 
 
 def test_equal_weights() -> None:
-    weights = np.asarray(repair.equal(["a", "b", "a", "a"]))
+    weights = np.asarray(equal(["a", "b", "a", "a"]))
     np.testing.assert_allclose(weights, [2 / 3, 2, 2 / 3, 2 / 3])
 
 
@@ -307,15 +307,16 @@ def test_interruption_tells_how_to_go_on(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "Nothing to train on"),
-        (["--train", "a", "--test", "b"], "add what lacks"),
-        (["absent.toml"], "Cannot read the config absent.toml"),
+        (["train"], "add what is missing"),
+        (["train", "--train", "a", "--test", "b"], "add what is missing"),
+        (["train", "absent.toml"], "Cannot read the config absent.toml"),
+        (["experiment", "repair", "absent.toml"], "Cannot read the config absent.toml"),
     ],
 )
 def test_mistakes_take_one_sentence(
     arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_command(["train", *arguments]) == 2
+    assert run_command(arguments) == 2
     assert sentence in capsys.readouterr().err
 
 
@@ -323,6 +324,10 @@ def test_shipped_config() -> None:
     config = load_repair_config(CONFIGS / "repair.toml")
     assert config == RepairConfig(search=config.search)  # the defaults are the paper's
     assert load_config(Path(config.search)).export.bins
+
+
+def test_tables_name_arms_in_words(out: Path) -> None:
+    assert "| random, equal bins |" in (out / "table.md").read_text()
 
 
 def test_mistakes_in_a_config(tmp_path: Path) -> None:

@@ -1,0 +1,109 @@
+"""What was asked of each bin of a dataset, and what it got."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qdgs_jax.config import BinConfig
+from qdgs_jax.datasets.image_folder import ImageTable
+
+BALANCE = "balance.json"
+
+
+@dataclass(frozen=True)
+class BinBalance:
+    """What was asked of a bin, and what it got."""
+
+    name: str
+    label: str
+    asked: int | None
+    """Images; None in a baseline, where nothing steers their number."""
+    got: int
+    available: int
+    """Elites in the bin; in a baseline, random samples in the bin."""
+    distinct: int
+    """Different elites among the images: fewer than `got` where elites had to be repeated."""
+
+
+@dataclass(frozen=True)
+class Balance:
+    """What balance.json holds."""
+
+    asked: int
+    """Images."""
+    got: int
+    """Fewer than `asked` where bins were empty: no other bin takes their share."""
+    available: int
+    """Elites of the run; in a baseline, random samples."""
+    below_min_objective: int
+    """How many of them were left out for their objective."""
+    outside_bins: int
+    """How many of the others lie in no bin."""
+    bins: tuple[BinBalance, ...]
+    empty_bins: tuple[str, ...]
+    written: int = 0
+    """Images that this call wrote; the others were there before. Not in balance.json."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        done = f"{self.got} images, {self.written} of them new"
+        if not self.written:
+            done = f"All {self.got} images were there already, nothing changed"
+        if self.empty_bins:
+            done += f"; {self.asked} were asked for, but these bins are empty: "
+            done += ", ".join(self.empty_bins)
+        return f"{done}."
+
+
+def count_balance(
+    bins: Sequence[BinConfig],
+    count: int,
+    asked: Sequence[int | None],
+    available: np.ndarray,
+    table: ImageTable,
+    *,
+    below: int,
+) -> Balance:
+    """Counts what a dataset will hold.
+
+    Args:
+        count: images asked for.
+        asked: images asked of each bin; None where nothing steers their number.
+        available: bin of each elite or random sample, [n], -1 for none.
+        below: how many of `available` were left out for their objective.
+    """
+    counted = tuple(
+        BinBalance(
+            name=bin.name,
+            label=bin.label,
+            asked=asked[number],
+            got=int((table.bin == number).sum()),
+            available=int((available == number).sum()),
+            distinct=len(np.unique(table.latent_row[table.bin == number])),
+        )
+        for number, bin in enumerate(bins)
+    )
+    return Balance(
+        asked=count,
+        got=len(table),
+        available=len(available),
+        below_min_objective=below,
+        outside_bins=int((available < 0).sum()) - below,
+        bins=counted,
+        empty_bins=tuple(bin.name for bin in counted if not bin.available),
+    )
+
+
+def read_balance(out: Path) -> Balance:
+    """The balance of a finished dataset."""
+    counts = json.loads((out / BALANCE).read_text())
+    bins = tuple(BinBalance(**bin) for bin in counts.pop("bins"))
+    return Balance(**{**counts, "bins": bins, "empty_bins": tuple(counts["empty_bins"])})

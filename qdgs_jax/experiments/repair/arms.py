@@ -1,0 +1,123 @@
+"""The arms of the experiment on drawings: what repairs a classifier, and how it is made."""
+
+import dataclasses
+import functools
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from qdgs_jax.config import Config
+from qdgs_jax.datasets import export as dataset
+from qdgs_jax.datasets.class_folders import LabelledImages, read_folder
+from qdgs_jax.errors import ConfigError
+from qdgs_jax.experiments.repair.config import RepairConfig
+from qdgs_jax.runs import sampling as runs
+from qdgs_jax.runs.results import load_run
+from qdgs_jax.shapes import drawings as shapes
+from qdgs_jax.training.classifier import Data
+from qdgs_jax.typing import Array, Key
+
+CLASSES = shapes.SHAPES[:2]
+COLOURS = tuple(shapes.COLOURS)[:2]
+
+
+def epochs_of(config: RepairConfig, arm: str) -> int:
+    """Epochs of an arm's repair: fewer for the biased drawings, of which an epoch shows more."""
+    epochs = config.training.repair_epochs
+    if arm == "biased":
+        return max(1, round(epochs * config.repair_images / config.images))
+    return epochs
+
+
+def make_synthetic(
+    config: RepairConfig, search: Config, seed: int, out: Path
+) -> dict[str, LabelledImages]:
+    """The seed's elites and random samples, from their folders, which are made where missing."""
+    search = dataclasses.replace(search, seed=search.seed + seed)
+    run = out / f"search-{seed}"
+    if not (run / "summary.json").is_file():
+        name, total = f"search {seed}", search.search.generations
+        with tqdm(desc=name, total=total, unit="gen", disable=None, dynamic_ncols=True) as bar:
+            runs.sample(
+                search,
+                run,
+                resume=True,
+                report=lambda row: bar.update(int(row["generation"]) - bar.n),
+            )
+    found = load_run(run).config
+    wanted = [measure.range for measure in search.measures]
+    measures = tuple(
+        dataclasses.replace(measure, range=range)
+        for measure, range in zip(found.measures, wanted, strict=False)
+    )
+    if dataclasses.replace(found, measures=measures) != search:
+        raise ConfigError(f"{run} is the run of another search: choose another --out.")
+    elites, random = out / f"qdgs-{seed}", out / f"random-{seed}"
+    count = config.repair_images
+    dataset.export(run, elites, count=count, seed=seed)
+    dataset.baseline(found, random, count=count, seed=search.seed, nearest_bin=True)
+    sets = {"qdgs": read_folder(elites, group="bin"), "random": read_folder(random, group="bin")}
+    # Where bins are empty, elites repeat: each arm has as many images, and so as many updates.
+    return {name: images.take(np.arange(count) % len(images)) for name, images in sets.items()}
+
+
+def make_arms(
+    config: RepairConfig, draw: Any, bias: float, seed: int, synthetic: dict[str, LabelledImages]
+) -> tuple[Data, dict[str, Data]]:
+    """The biased drawings, and what each arm repairs with."""
+    biased_key, unbiased_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1))
+    biased = _plain(draw(biased_key, config.images, bias))
+    random, qdgs = (as_data(synthetic[name], CLASSES) for name in ("random", "qdgs"))
+    made = {
+        "biased": lambda: biased,
+        "random": lambda: random,
+        "random_equal_classes": lambda: random._replace(weights=equal(synthetic["random"].labels)),
+        "random_equal_bins": lambda: random._replace(weights=equal(synthetic["random"].groups)),
+        "qdgs": lambda: qdgs,
+        "unbiased": lambda: _plain(draw(unbiased_key, config.repair_images, 0.5)),
+    }
+    return biased, {arm: made[arm]() for arm in config.arms}
+
+
+def equal(values: Sequence[str]) -> Array:
+    """Weights [N], 1 on average, by which each value weighs as much as any other."""
+    counts = Counter(values)
+    return jnp.array([len(values) / len(counts) / counts[value] for value in values])
+
+
+@functools.partial(jax.jit, static_argnums=1, static_argnames="image_size")
+def draw_in_bytes(
+    key: Key, n: int, colour_bias: Array | float, *, image_size: int
+) -> shapes.Drawings:
+    """Drawings with images of uint8; see `qdgs_jax.shapes.drawings.draw`."""
+    some = functools.partial(shapes.draw, colour_bias=colour_bias, image_size=image_size)
+    return shapes.in_bytes(some, key, n)
+
+
+def _plain(drawings: shapes.Drawings) -> Data:
+    return Data(drawings.images, drawings.shape, jnp.ones(len(drawings.shape)))
+
+
+def as_data(images: LabelledImages, classes: Sequence[str]) -> Data:
+    """Images with the positions of their labels among `classes`, all of weight 1."""
+    labels = jnp.array([classes.index(label) for label in images.labels])
+    return Data(jnp.asarray(images.pixels), labels, jnp.ones(len(labels)))
+
+
+def describe_synthetic(out: Path, seed: int) -> dict[str, Any]:
+    """What the seed's search found and its random samples happened to be, by bin."""
+    summary = json.loads((out / f"search-{seed}/summary.json").read_text())
+    described: dict[str, Any] = {"seed": seed, "coverage": summary.get("coverage")}
+    for name in ("qdgs", "random"):
+        bins = json.loads((out / f"{name}-{seed}/balance.json").read_text())["bins"]
+        described[name] = {
+            bin["name"]: {key: bin[key] for key in ("available", "got", "distinct")} for bin in bins
+        }
+    return described

@@ -1,0 +1,53 @@
+"""What a result was made with: models, device, versions."""
+
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
+
+from qdgs_jax.config import Config
+
+COMPUTATION = (
+    "python", "jax", "jaxlib", "flax", "numpy", "optax", "orbax-checkpoint", "qdgs-jax",
+)  # fmt: skip
+"""What the numbers of a search or a training may depend on."""
+RENDERING = ("qdgs-jax", "jax", "jaxlib", "numpy", "pillow")
+"""What the bytes of an image may depend on."""
+
+
+class Model(Protocol):
+    """What generators and encoders are known by."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+
+def describe(generator: Model, encoder: Model | None, config: Config) -> dict[str, Any]:
+    """What scores latents: models, precision, seed, device, versions. Plain JSON values."""
+    return {
+        "generator": {"name": generator.name, "sha256": generator.sha256},
+        "encoder": encoder and {"name": encoder.name, "sha256": encoder.sha256},
+        "precision": config.encoder.precision,
+        "seed": config.seed,
+        **environment(),
+    }
+
+
+def environment(packages: Sequence[str] = COMPUTATION) -> dict[str, Any]:
+    """The device, and the versions of `packages`, among which may be "python"."""
+    return {
+        "device": f"{jax.devices()[0].device_kind} x {jax.device_count()}",
+        "versions": {package: version(package) for package in packages},
+    }
+
+
+def version(package: str = "qdgs-jax") -> str:
+    """Version of an installed package, or of "python"."""
+    if package == "python":
+        return platform.python_version()
+    return importlib.metadata.version(package)
