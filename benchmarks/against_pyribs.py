@@ -27,6 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import threadpoolctl
 from linear_projection import LIMIT, SHIFT, Setting
 from ribs.archives import GridArchive
 from ribs.emitters import (
@@ -192,6 +193,7 @@ def main() -> None:
     parser.add_argument("--insertion", action="store_true", help="time the archive alone, too")
     parser.add_argument("--json", type=Path, help="where to write all times")
     options = parser.parse_args()
+    threadpoolctl.threadpool_limits(1, user_api="blas")
     result: dict[str, Any] = {
         "jax": jax.__version__, "device": str(jax.devices()[0]), "cores": os.cpu_count(),
         "python": platform.python_version(), "date": time.strftime("%F"), "runs": [],

@@ -49,19 +49,22 @@ def run_command(arguments: list[str]) -> int:
     if arguments == ["--version"]:
         print(f"qdgs {importlib.metadata.version('qdgs-jax')}")
         return 0
+    if arguments[:1] == ["experiment"]:  # its name is part of the command
+        arguments = [" ".join(arguments[:2]), *arguments[2:]]
     try:
-        config = named_config(arguments, ("sample",), ("baseline",)) or _ANY_CONFIG
+        config = named_config(arguments, Config, "sample", "baseline") or _ANY_CONFIG
         tyro.extras.subcommand_cli_from_dict(
             {
                 "sample": functools.partial(sample, overrides=config),
                 "export": export,
                 "baseline": functools.partial(baseline, overrides=config),
                 "train": functools.partial(
-                    train, overrides=named_config(arguments, ("train",)) or TrainConfig()
+                    train, overrides=named_config(arguments, TrainConfig, "train") or TrainConfig()
                 ),
                 "experiment repair": functools.partial(
                     repair_experiment,
-                    overrides=named_config(arguments, ("experiment", "repair")) or RepairConfig(),
+                    overrides=named_config(arguments, RepairConfig, "experiment repair")
+                    or RepairConfig(),
                 ),
                 "convert": convert,
                 "pretrain": pretrain,
@@ -69,9 +72,7 @@ def run_command(arguments: list[str]) -> int:
             prog="qdgs",
             description="Quality-Diversity Generative Sampling: balanced synthetic datasets from "
             "biased generators. `qdgs --version` prints the version.",
-            args=[" ".join(arguments[:2]), *arguments[2:]]  # one word to tyro
-            if arguments[:1] == ["experiment"]
-            else arguments,
+            args=arguments,
             config=(FlagCreatePairsOff,),
         )
     except QDGSError as error:

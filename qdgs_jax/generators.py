@@ -1,13 +1,15 @@
 """Frozen generators: key -> latents, and latents -> images."""
 
+import hashlib
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from qdgs_jax import files
 from qdgs_jax.config import LatentSpace
@@ -49,7 +51,20 @@ class Generator:
     render: Callable[[Params, Latents], Images]
     """(params, latents [N, D]) -> images [N, H, W, 3], RGB in [0, 1]."""
     sha256: str = ""
-    """Of the file of weights, in hex; empty for a generator that comes from no file."""
+    """Of the file of weights, in hex; of the weights themselves where they come from no file (see
+    `identified`)."""
+
+
+def identified(generator: Generator, params: Params) -> Generator:
+    """The generator with the SHA-256 of its weights, if it has none, to know it again."""
+    if generator.sha256:
+        return generator
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        values = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {values.dtype} {values.shape};".encode())
+        digest.update(np.ascontiguousarray(values).data)
+    return replace(generator, sha256=digest.hexdigest())
 
 
 def load(

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from qdgs_jax.config import Config, load_config
 from qdgs_jax.errors import ConfigError
@@ -11,18 +11,31 @@ from qdgs_jax.experiments.repair.config import RepairConfig, load_repair_config
 from qdgs_jax.schema import read_toml
 from qdgs_jax.training.config import TrainConfig, load_train_config
 
+T = TypeVar("T")
 
-def named_config(arguments: list[str], *commands: tuple[str, ...]) -> Any:
-    """Reads the config file behind one of `commands`; None without a file or with another command.
+
+def named_config(arguments: list[str], kind: type[T], *commands: str) -> T | None:
+    """Reads the config file of `kind` that is named behind one of `commands`.
+
+    Returns:
+        None if no file is named, or the command is another.
 
     Raises:
-        ConfigError: it cannot be read, or is of another command.
+        ConfigError: the file cannot be read, or most of its tables are those of another kind.
     """
-    for command in commands:
-        if tuple(arguments[: len(command)]) == command:
-            path = _config_path(arguments[len(command) :])
-            return path and _load(path, command)
-    return None
+    if not arguments or arguments[0] not in commands:
+        return None
+    path = _config_path(arguments[1:])
+    if path is None:
+        return None
+    keys = read_toml(path).keys()
+    known = {each: len(keys & {f.name for f in dataclasses.fields(each)}) for each in _KINDS}
+    best = max(known, key=lambda each: known[each])
+    if known[best] > known[kind]:
+        raise ConfigError(
+            f"{path} is no config of `qdgs {arguments[0]}`: run `qdgs {_KINDS[best][0]} {path}`."
+        )
+    return _KINDS[kind][1](path)
 
 
 # Kinds of configs: the commands that take them, and how they are read.
@@ -31,24 +44,6 @@ _KINDS: dict[Any, tuple[str, Callable[[Path], Any]]] = {
     RepairConfig: ("experiment repair", load_repair_config),
     TrainConfig: ("train", load_train_config),
 }
-
-
-def _load(path: Path, command: tuple[str, ...]) -> Any:
-    """Reads the config of a command; of another command's, told by its tables, names that.
-
-    Raises:
-        ConfigError: it cannot be read, or is of another command.
-    """
-    keys = read_toml(path).keys()
-    known = {kind: len(keys & {f.name for f in dataclasses.fields(kind)}) for kind in _KINDS}
-    wanted = {"experiment": RepairConfig, "train": TrainConfig}.get(command[0], Config)
-    best = max(known, key=lambda kind: known[kind])
-    if known[best] > known[wanted]:
-        raise ConfigError(
-            f"{path} is no config of `qdgs {' '.join(command)}`: "
-            f"run `qdgs {_KINDS[best][0]} {path}`."
-        )
-    return _KINDS[wanted][1](path)
 
 
 # Options that take no value; every other takes the arguments behind it.

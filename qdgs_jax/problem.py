@@ -53,6 +53,7 @@ def load_problem(config: Config, *, generator: tuple[Generator, Params] | None =
             f"search.emitters ({options.emitters}): raise it."
         )
     source, source_params = generator or generators.load(**dataclasses.asdict(config.generator))
+    source = generators.identified(source, source_params)
     encoder, encoder_params = None, None
     if config.has_prompts:
         encoder, encoder_params = encoders.load(

@@ -39,7 +39,9 @@ def fit(generator: Generator, params: Params) -> Typical:
         )
 
     small = np.asarray(render(params, generator.sample(jax.random.key(0), SAMPLES)), np.float64)
-    with threadpoolctl.threadpool_limits(1, user_api="blas"):  # the same sums on any machine
+    with threadpoolctl.threadpool_limits(
+        1, user_api="blas"
+    ):  # same sums on any core count
         covariance = np.cov(small, rowvar=False)
         covariance += RIDGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
         whitening = np.linalg.inv(np.linalg.cholesky(covariance)).T

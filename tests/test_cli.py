@@ -1,6 +1,7 @@
 """The command line on the built-in models: the whole loop, and what users are told."""
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -8,13 +9,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from qdgs_jax import cli, named_config
 from qdgs_jax.cli import run_command
 from qdgs_jax.config import Config
+from qdgs_jax.experiments.repair.config import RepairConfig
+from qdgs_jax.training.config import TrainConfig
 
 CONFIG = str(Path(__file__).parents[1] / "configs/search/shapes.toml")
 FACES = str(Path(__file__).parents[1] / "configs/search/faces_paper.toml")
@@ -205,3 +210,20 @@ def test_archive_columns_are_finite(run: Path) -> None:
     with open(run / "archive.csv", newline="") as file:
         table = np.array(list(csv.reader(file))[1:], float)
     assert np.isfinite(table).all()
+
+
+def test_every_option_without_a_value_is_known() -> None:
+    """A flag that is not listed would take the config file behind it for its value."""
+
+    def flags(kind: Any) -> set[str]:
+        found = set()
+        for name, hint in get_type_hints(kind).items():
+            parts = [hint, *get_args(hint)]
+            found |= {name.replace("_", "-")} if bool in parts else set()
+            for part in parts:
+                found |= flags(part) if dataclasses.is_dataclass(part) else set()
+        return found
+
+    commands = (cli.sample, cli.baseline, cli.train, cli.repair_experiment)
+    kinds = (*commands, Config, RepairConfig, TrainConfig)
+    assert set().union(*map(flags, kinds)) | {"h", "help"} == named_config._FLAGS

@@ -1,4 +1,4 @@
-"""Folders: whose they are, and what is told of those that cannot be written."""
+"""Folders: whose they are, and the errors of those that cannot be written."""
 
 import errno
 import os

@@ -184,6 +184,7 @@ def _load_generator(
     path: Path, run: Run, own: tuple[Generator, Params] | None
 ) -> tuple[Generator, Params]:
     generator, params = own or generators.load(**dataclasses.asdict(run.config.generator))
+    generator = generators.identified(generator, params)
     if generator.sha256 != run.summary["generator"]["sha256"]:
         raise QDGSError(
             f"The generator {generator.name} has other weights than the run {path} searched: "

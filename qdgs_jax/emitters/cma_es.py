@@ -233,7 +233,6 @@ def _ldl(C: Array) -> tuple[Array, Array]:
     return jnp.nan_to_num(diagonal**2), jnp.nan_to_num(L / diagonal[:, None])
 
 
-@functools.cache
 def _keep_blas_to_one_thread() -> None:
     """Sets scipy's BLAS to one thread; where it has none of its own, the one that it shares."""
     libraries = threadpoolctl.ThreadpoolController().select(user_api="blas")

@@ -144,7 +144,7 @@ def _init(config: clip.CLIPConfig, key: Key, place_key: Key) -> Params:
 def zero_shot(
     encoder: encoders.Encoder, params: Params, key: Key, *, count: int = 400
 ) -> dict[str, float]:
-    """How often the right one of all colours x shapes is told, of drawings never seen before.
+    """Zero-shot accuracy over all colours x shapes, on drawings that training never used.
 
     Returns:
         Fractions of `count` drawings: right in "colour", in "shape", and in "both".

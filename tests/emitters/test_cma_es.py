@@ -154,7 +154,6 @@ def test_emitters_do_not_touch_each_other() -> None:
 def test_large_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Side by side, without anybody's having to limit the threads of BLAS first."""
     monkeypatch.setattr(cma_es, "_CALLS", 3)  # of 2, 2 and 1 matrices
-    cma_es._keep_blas_to_one_thread.cache_clear()
     threadpoolctl.threadpool_limits(2, user_api="blas")
     factor = np.random.default_rng(0).normal(size=(5, 40, 40)).astype(np.float32)
     C = factor @ factor.swapaxes(1, 2) / 40

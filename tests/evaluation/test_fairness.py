@@ -1,4 +1,4 @@
-"""What is told of a classifier's fairness, against counts made by hand."""
+"""A classifier's fairness, against counts made by hand."""
 
 import statistics
 

@@ -62,13 +62,19 @@ def test_a_generator_of_ones_own_is_searched_and_exported(tmp_path: Path, config
     measures = tuple(dataclasses.replace(each, range=(-3, 3)) for each in config.measures)
     own = dataclasses.replace(config, measures=measures)
     summary = runs.sample(own, str(tmp_path / "run"), generator=mine)
-    assert summary["generator"] == {"name": "mine", "sha256": ""}
+    assert summary["generator"]["name"] == "mine"
+    assert len(summary["generator"]["sha256"]) == 64
     export(tmp_path / "run", str(tmp_path / "out"), count=2, generator=mine)
     for path in (tmp_path / "out").glob("*/*.png"):
         with Image.open(path) as image:
             assert (np.asarray(image) == 64).all()
     with pytest.raises(QDGSError, match="other weights"):
         export(tmp_path / "run", tmp_path / "out", count=2)
+    retrained = mine[0], jnp.float32(0.5)
+    with pytest.raises(QDGSError, match="other weights"):
+        export(tmp_path / "run", tmp_path / "out", count=2, generator=retrained)
+    with pytest.raises(ConfigError, match="other weights of the generator mine"):
+        runs.sample(own, tmp_path / "run", generator=retrained, resume=True)
 
 
 def test_auto_ranges_are_recorded(tmp_path: Path, config: Config) -> None:
