@@ -39,9 +39,7 @@ def fit(generator: Generator, params: Params) -> Typical:
         )
 
     small = np.asarray(render(params, generator.sample(jax.random.key(0), SAMPLES)), np.float64)
-    with threadpoolctl.threadpool_limits(
-        1, user_api="blas"
-    ):  # same sums on any core count
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):  # same sums on any core count
         covariance = np.cov(small, rowvar=False)
         covariance += RIDGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
         whitening = np.linalg.inv(np.linalg.cholesky(covariance)).T
