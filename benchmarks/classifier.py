@@ -38,8 +38,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from qdgs_jax.evaluation.repair import EPOCHS_AT_ONCE
+from qdgs_jax.experiments.repair.arms import epochs_of
 from qdgs_jax.experiments.repair.config import RepairConfig, load_repair_config
-from qdgs_jax.experiments.repair.experiment import EPOCHS_AT_ONCE, epochs_of
 from qdgs_jax.training import classifier
 from qdgs_jax.training.classifier import Data
 from qdgs_jax.training.config import ClassifierConfig, TrainingConfig

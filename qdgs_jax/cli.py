@@ -202,9 +202,9 @@ def train(
             "Folders of images need all of --train, --test and --group: add what is missing, or "
             "run an experiment by `qdgs experiment repair CONFIG`."
         )
-    from qdgs_jax.experiments.repair import experiment
+    from qdgs_jax.evaluation.repair import repair_folders
 
-    results = experiment.repair_folders(
+    results = repair_folders(
         overrides, out, train=train, repair=repair, test=test, group=group, resume=resume
     )
     _tell_results(out, results)

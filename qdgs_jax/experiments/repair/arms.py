@@ -17,6 +17,7 @@ from qdgs_jax.config import Config
 from qdgs_jax.datasets import export as dataset
 from qdgs_jax.datasets.class_folders import LabelledImages, read_folder
 from qdgs_jax.errors import ConfigError
+from qdgs_jax.evaluation.repair import as_data
 from qdgs_jax.experiments.repair.config import RepairConfig
 from qdgs_jax.runs import sampling as runs
 from qdgs_jax.runs.results import load_run
@@ -103,12 +104,6 @@ def draw_in_bytes(
 
 def _plain(drawings: shapes.Drawings) -> Data:
     return Data(drawings.images, drawings.shape, jnp.ones(len(drawings.shape)))
-
-
-def as_data(images: LabelledImages, classes: Sequence[str]) -> Data:
-    """Images with the positions of their labels among `classes`, all of weight 1."""
-    labels = jnp.array([classes.index(label) for label in images.labels])
-    return Data(jnp.asarray(images.pixels), labels, jnp.ones(len(labels)))
 
 
 def describe_synthetic(out: Path, seed: int) -> dict[str, Any]:
