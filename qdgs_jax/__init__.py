@@ -14,6 +14,7 @@ The modules are the stages, in this order; each is useful alone:
     config          what a run is
     folders         whose a folder is, and how it is resumed
     provenance      models, device, versions
+    chunks          batches in chunks, which bound the memory
     models          ports of generators and encoders, and safe readers of their checkpoints
     generators      key -> latents;  latents -> images
     encoders        images, text -> embeddings

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from qdgs_jax.chunks import in_chunks
 from qdgs_jax.typing import Array, Key, Latents, Measures, Objective
 
 
@@ -108,7 +109,7 @@ class CVTArchive:
         def nearest(point: Array) -> Array:
             return jnp.argmin(((point - centroids) ** 2).sum(axis=-1)).astype(jnp.int32)
 
-        return jax.lax.map(nearest, measures, batch_size=max(1, 2**20 // self.size))
+        return in_chunks(jax.vmap(nearest), max(1, 2**20 // self.size))(measures)
 
 
 Archive = GridArchive | CVTArchive

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from qdgs_jax import image_measures, typicality
+from qdgs_jax.chunks import in_chunks
 from qdgs_jax.config import Config
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.generators import Generator
@@ -231,33 +231,3 @@ def make_score(config: Config, generator: Generator, encoder: Encoder | None) ->
         return SeenImages(embeddings, count=jnp.zeros((), jnp.int32))
 
     return ImageScore(score_rows, len(functions), config.search.chunk_size, init_memory)
-
-
-def in_chunks(function: Callable[..., Any], chunk_size: int) -> Callable[..., Any]:
-    """Maps `function`, batched over the first axis of all arrays, over at most `chunk_size` rows.
-
-    It is compiled for one size only: chunks are as equal as can be, and the last row is repeated
-    where they do not divide the batch.
-    """
-
-    def chunked(*arrays: Array) -> Any:
-        count = len(arrays[0])
-        chunks = -(-count // chunk_size)
-        if chunks <= 1:
-            return function(*arrays)
-        size = -(-count // chunks)
-        rows = jnp.minimum(jnp.arange(size * chunks), count - 1)
-
-        def split(array: Array) -> Array:
-            # Row i goes to chunk i % chunks, so that each chunk of a batch that is sharded over
-            # devices lies on all of them; a gather, where not needed, would undo the sharding.
-            padded = array if count == size * chunks else array[rows]
-            return padded.reshape(size, chunks, *array.shape[1:]).swapaxes(0, 1)
-
-        def join(array: Array) -> Array:
-            return array.swapaxes(0, 1).reshape(size * chunks, *array.shape[2:])[:count]
-
-        results = jax.lax.map(lambda chunk: function(*chunk), tuple(map(split, arrays)))
-        return jax.tree.map(join, results)
-
-    return chunked

@@ -12,6 +12,7 @@ import numpy as np
 import threadpoolctl  # type: ignore[import-untyped]
 from flax import struct
 
+from qdgs_jax.chunks import in_chunks
 from qdgs_jax.generators import Generator
 from qdgs_jax.typing import Array, Images, Params
 
@@ -34,9 +35,7 @@ def fit(generator: Generator, params: Params) -> Typical:
 
     @jax.jit
     def render(params: Params, latents: Array) -> Array:
-        return jax.lax.map(
-            lambda latent: _small(generator.render(params, latent[None]))[0], latents, batch_size=64
-        )
+        return in_chunks(lambda some: _small(generator.render(params, some)), 64)(latents)
 
     small = np.asarray(render(params, generator.sample(jax.random.key(0), SAMPLES)), np.float64)
     with threadpoolctl.threadpool_limits(1, user_api="blas"):  # same sums on any core count

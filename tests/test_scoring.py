@@ -381,17 +381,6 @@ def test_chunks_change_nothing(chunk_size):
             jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9), actual, expected)
 
 
-def test_chunks_are_no_larger_than_asked_and_compiled_once():
-    sizes = []
-
-    def function(x):
-        sizes.append(len(x))
-        return x + 1
-
-    np.testing.assert_array_equal(scoring.in_chunks(function, 4)(jnp.arange(9)), np.arange(9) + 1)
-    assert sizes == [3]
-
-
 def test_weights_are_arguments_of_the_jitted_score():
     config = make_config(chunk_size=2)
     params, latents = make_params(config), normal(7, 4, LATENT)

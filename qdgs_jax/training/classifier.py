@@ -6,7 +6,7 @@ seeds: trainings in parallel, with weights and data of their own, in one program
 
 import functools
 import itertools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from qdgs_jax.chunks import in_chunks
 from qdgs_jax.models.layers.pooled_convolution import in_parts, pooled_convolution
 from qdgs_jax.training.config import ClassifierConfig, TrainingConfig
+from qdgs_jax.training.descent import descend
 from qdgs_jax.typing import Array, Images, Key, Params
 
 TESTED_AT_ONCE = 100  # images
@@ -132,16 +134,14 @@ def predict(config: ClassifierConfig, params: Params, images: Array, *, classes:
         [S, N] int32.
     """
 
-    def predict_some(params: Params, rows: Array) -> Array:
-        outputs = network(config, classes).apply(params, _as_floats(images[rows]))
+    def predict_some(params: Params, images: Array) -> Array:
+        outputs = network(config, classes).apply(params, _as_floats(images))
         return (outputs[:, 0] > 0).astype(jnp.int32) if classes == 2 else outputs.argmax(axis=1)
 
-    count = len(images)
-    size = min(TESTED_AT_ONCE, count)
-    rows = jnp.arange(count + -count % size).reshape(-1, size).clip(max=count - 1)
-    predict_one = jax.vmap(predict_some, in_axes=(0, None))
-    predicted = jax.lax.map(functools.partial(predict_one, params), rows)  # [blocks, S, size]
-    return predicted.swapaxes(0, 1).reshape(-1, rows.size)[:, :count]
+    def predict_all(params: Params) -> Array:
+        return in_chunks(functools.partial(predict_some, params), TESTED_AT_ONCE)(images)
+
+    return jax.vmap(predict_all)(params)
 
 
 def _train_one(
@@ -155,29 +155,25 @@ def _train_one(
     count = len(data.labels)
     batches, rest = divmod(count, training.batch_size)
 
-    def step(state: TrainingState, batch: tuple[Array, Key]) -> tuple[TrainingState, Any]:
+    def loss(params: Params, batch: tuple[Array, Key]) -> Array:
         rows, turn_key = batch
         chosen = Data(*(leaf[rows] for leaf in data))
         images = _as_floats(rotate(turn_key, chosen.images, degrees=training.rotation))
+        losses = _cross_entropy(network.apply(params, images), chosen.labels)
+        return (chosen.weights * losses).mean()
 
-        def loss(params: Params) -> Array:
-            losses = _cross_entropy(network.apply(params, images), chosen.labels)
-            return (chosen.weights * losses).mean()
-
-        gradient = jax.grad(loss)(state.params)
-        updates, optimiser = _optimiser(training).update(gradient, state.optimiser, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return state.replace(params=params, optimiser=optimiser), None
+    descend_on = functools.partial(descend, loss, _optimiser(training))
 
     def epoch(_: Array, state: TrainingState) -> TrainingState:
         order_key, turn_key = jax.random.split(jax.random.fold_in(key, state.epoch))
         rows = jax.random.permutation(order_key, count)
         turn_keys = jax.random.split(turn_key, batches + 1)
         whole = rows[: count - rest].reshape(batches, training.batch_size)
-        state, _ = jax.lax.scan(step, state, (whole, turn_keys[:-1]))
+        params, optimiser, _ = descend_on(state.params, state.optimiser, (whole, turn_keys[:-1]))
         if rest:
-            state, _ = step(state, (rows[count - rest :], turn_keys[-1]))
-        return state.replace(epoch=state.epoch + 1)
+            last = rows[None, count - rest :], turn_keys[-1:]
+            params, optimiser, _ = descend_on(params, optimiser, last)
+        return TrainingState(params, optimiser, state.epoch + 1)
 
     return jax.lax.fori_loop(0, epochs, epoch, state)
 

@@ -1,4 +1,4 @@
-"""The loop that all trainings share: a gradient step a batch."""
+"""Gradient descent: one scan for all trainings, and one training by steps with a schedule."""
 
 import dataclasses
 import functools
@@ -26,6 +26,32 @@ class OptimiserConfig:
     learning_rate: float = 3e-3
 
 
+def descend(
+    loss: Callable[[Params, Any], Array],
+    optimiser: optax.GradientTransformation,
+    params: Params,
+    state: optax.OptState,
+    batches: Any,
+) -> tuple[Params, optax.OptState, Array]:
+    """A gradient step for each of `batches`, a pytree of arrays [T, ...].
+
+    Args:
+        loss: (params, batch) -> [].
+
+    Returns:
+        Parameters, the optimiser's state, and losses [T].
+    """
+
+    def step(carry: Any, batch: Any) -> tuple[Any, Array]:
+        params, state = carry
+        value, gradient = jax.value_and_grad(loss)(params, batch)
+        updates, state = optimiser.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), value
+
+    (params, state), losses = jax.lax.scan(step, (params, state), batches)
+    return params, state, losses
+
+
 def minimise(
     loss: Loss,
     params: Params,
@@ -42,24 +68,21 @@ def minimise(
     )
     optimiser = method(schedule)
 
-    def step(data: Data, carry: Any, index: Array) -> tuple[Any, Array]:
-        params, state = carry
-        step_key = jax.random.fold_in(key, index)
-        progress = index / config.steps
-        value, gradient = jax.value_and_grad(loss)(params, step_key, progress, data)
-        updates, state = optimiser.update(gradient, state, params)
-        return (optax.apply_updates(params, updates), state), value
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def descend_some(
+        params: Params, state: optax.OptState, indices: Array, data: Data
+    ) -> tuple[Params, optax.OptState, Array]:
+        def loss_at(params: Params, index: Array) -> Array:
+            return loss(params, jax.random.fold_in(key, index), index / config.steps, data)
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def scan(carry: Any, indices: Array, data: Data) -> tuple[Any, Array]:
-        return jax.lax.scan(functools.partial(step, data), carry, indices)
+        return descend(loss_at, optimiser, params, state, indices)
 
-    carry = params, optimiser.init(params)
+    state = optimiser.init(params)
     block = max(1, min(50, config.steps))
     with trange(config.steps, disable=None, unit="step") as bar:
         for start in range(0, config.steps, block):
             indices = jnp.arange(start, min(start + block, config.steps))
-            carry, values = scan(carry, indices, data)
-            bar.set_postfix(loss=f"{values.mean():.4g}", refresh=False)
+            params, state, losses = descend_some(params, state, indices, data)
+            bar.set_postfix(loss=f"{losses.mean():.4g}", refresh=False)
             bar.update(len(indices))
-    return carry[0]
+    return params
