@@ -1,6 +1,7 @@
-"""What the README and the documents show works."""
+"""What the README, the documents and the examples show works."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -28,15 +29,24 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_example(example: str) -> None:
     names: dict = {}
     exec(EXAMPLES[example], names)
-    if "repertoire" in names:
-        assert names["repertoire"].state.count > 200
-    elif "state" in names:
+    if "state" in names:
         assert names["state"].elites.count > 200
     else:
         problem = names["problem"]
         images = problem.generator.render(problem.params["generator"], problem.initial_latents()[1])
         assert images.shape[1:] == (32, 32, 3)
         assert all(low < high for low, high in (m.range for m in problem.config.measures))
+
+
+def test_own_generator(folder: Path) -> None:
+    names = runpy.run_path(str(ROOT / "examples/own_generator.py"))
+    assert names["summary"]["elites"] > 100
+    assert len(list((folder / "dataset").glob("*/*.png"))) == names["config"].export.count
+
+
+def test_qdax_map_elites() -> None:
+    names = runpy.run_path(str(ROOT / "examples/qdax_map_elites.py"))
+    assert names["repertoire"].state.count > 5000
 
 
 @pytest.mark.slow
@@ -53,5 +63,5 @@ def test_the_readme_is_short() -> None:
 def test_links_and_pictures_are_there(page: Path) -> None:
     targets = re.findall(r"\]\(((?!https?:)[^)#]+)\)", page.read_text())
     assert [target for target in targets if not (page.parent / target).exists()] == []
-    named = re.findall(r"(?:configs|benchmarks|docs)/[\w./]+\w", page.read_text())
+    named = re.findall(r"(?:configs|benchmarks|docs|examples)/[\w./]+\w", page.read_text())
     assert [name for name in named if not (ROOT / name).exists()] == []
