@@ -66,9 +66,7 @@ def run_experiment(
             f"but the drawings are {' and '.join(CLASSES)}s: label its bins so."
         )
     with interruptions_explained(out, again="run the same command with --resume"):
-        plan = dataclasses.asdict(config)
-        del plan["search"]  # a path; the search's own config stands in its folder
-        claim_results(out, {"config": plan}, resume=resume)
+        claim_results(out, plan(config), resume=resume)
         size = generators.load(search.generator.model)[0].image_size
         draw = functools.partial(draw_in_bytes, image_size=size)
         test = _unbiased_test(draw(jax.random.key(2**32 - 1), config.test_images, 0.5))
@@ -87,6 +85,13 @@ def run_experiment(
         write_results(out, results)
         figures.draw_accuracy(out / "accuracy.png", results["rows"])
     return results
+
+
+def plan(config: RepairConfig) -> dict[str, Any]:
+    """What plan.json holds: the config without the path of the search's, which its runs hold."""
+    values = dataclasses.asdict(config)
+    del values["search"]
+    return {"config": values}
 
 
 def _unbiased_test(drawings: shapes.Drawings) -> Test:
