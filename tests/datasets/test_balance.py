@@ -75,5 +75,5 @@ def test_min_objective_filters_elites(run, tmp_path, records):
     lower = dataset.export(path, tmp_path / "lower", min_objective=0.0, count=2)
     assert lower.empty_bins == ()
     assert lower.below_min_objective == 0
-    with pytest.raises(QDGSError, match="100 for an objective below 1000"):
+    with pytest.raises(QDGSError, match="100 because of an objective below 1000"):
         dataset.export(path, tmp_path / "none", min_objective=1000.0)
