@@ -1,6 +1,6 @@
-"""How often each group was given each class -> accuracy by group, the worst, and the gap.
+"""Predicted classes by group -> accuracy of each group, the worst one, and equalised odds.
 
-"Counts" are arrays [..., G, K]: how many images of group g were given class k.
+"Counts" are arrays [..., G, K]: the number of images of group g with the predicted class k.
 """
 
 import math
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Groups(NamedTuple):
-    """Who is compared: images of one label and one value of the protected attribute."""
+    """Groups of images: each has one label and one value of the protected attribute."""
 
     names: tuple[str, ...]
     labels: np.ndarray  # [G] int, position of the group's label among the classes
@@ -19,7 +19,7 @@ class Groups(NamedTuple):
 
 
 def count(predicted: np.ndarray, groups: Groups, *, classes: int) -> np.ndarray:
-    """How often each group's images were given each class: predicted [..., N] -> [..., G, K]."""
+    """Counts [..., G, K] of predicted classes [..., N]."""
     size = len(groups.names), classes
     flat = np.asarray(predicted).reshape(-1, len(groups.of))
     counts = np.stack(
@@ -32,9 +32,10 @@ def measure(counts: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     """Fairness of a classifier, from counts [..., G, K] and the groups' labels [G].
 
     Returns:
-        "accuracy" [..., G]; "mean" and "worst" [...] of these; "equalised odds gap" [...]: how far
-        apart the rates are, at most, at which groups of one label are given one class (0 is fair;
-        Hardt et al. 2016, "Equality of opportunity in supervised learning").
+        "accuracy" [..., G], in [0, 1]; its "mean" and "worst" [...] over groups; "equalised odds
+        gap" [...]: the largest difference between two groups of one label in the rate of one
+        predicted class (0 is fair; Hardt et al. 2016, "Equality of opportunity in supervised
+        learning").
     """
     rates = counts / counts.sum(axis=-1, keepdims=True)
     accuracy = rates[..., np.arange(len(labels)), labels]
@@ -50,13 +51,13 @@ def measure(counts: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
 def intervals(
     counts: np.ndarray, labels: np.ndarray, *, level: float = 0.95, draws: int = 4000
 ) -> dict[str, np.ndarray]:
-    """Where `measure` of counts [G, K] would lie, were there endless images of each group.
+    """Credible intervals of `measure`, given the counts [G, K] of finitely many images.
 
-    Each group's rates are drawn from their distribution given the counts (Jeffreys' prior); so a
-    group of ten images that are all right has a wide interval too. The measured value is inside.
+    Each group's rates are drawn from their posterior given the counts (Jeffreys' prior), so that a
+    group of ten correct images has a wide interval too. The interval contains the measured value.
 
     Returns:
-        The keys of `measure`, each with ends [2, ...].
+        The keys of `measure`, each with the ends of its interval [2, ...].
     """
     random = np.random.default_rng(0)
     rates = np.stack([random.dirichlet(group + 0.5, size=draws) for group in counts], axis=1)
@@ -70,10 +71,10 @@ def intervals(
 
 
 def over_seeds(counts: np.ndarray, groups: Groups) -> dict[str, dict[str, Any]]:
-    """Each number of `measure` of counts [S, G, K]: its seeds, mean, spread and interval.
+    """Each value of `measure` of counts [S, G, K]: "seeds", "mean", "spread" and "interval".
 
-    The interval tells how much the choice of test images matters, the spread how much the seed
-    does: it is that of one seed, its ends averaged over seeds.
+    The spread is the standard deviation over seeds. The interval is that of one seed, with its ends
+    averaged over seeds: it shows the effect of the choice of test images.
     """
     measured = measure(counts, groups.labels)
     each = [intervals(seed, groups.labels) for seed in counts]
@@ -93,9 +94,9 @@ def over_seeds(counts: np.ndarray, groups: Groups) -> dict[str, dict[str, Any]]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows of `over_seeds` in Markdown, with the `bias` (if any) and `arm` that each is about.
+    """Rows of `over_seeds` in Markdown, each with its `bias` (if any) and `arm`.
 
-    Numbers are means and standard deviations over seeds; without a bias, intervals too.
+    Values are means and standard deviations over seeds; without a bias, also intervals.
     """
     about = [name for name in ("bias", "arm") if name in rows[0]]
     names = [name for name in rows[0] if name not in about]

@@ -1,4 +1,4 @@
-"""The loop that all trainings share: a gradient step a batch."""
+"""The loop of the built-in models' trainings: one gradient step for each batch."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ Loss: TypeAlias = Callable[[Params, Key, Array, Data], Array]
 
 @dataclasses.dataclass(frozen=True)
 class OptimiserConfig:
-    """A training's length, and its learning rate with a warm-up and a cosine decay."""
+    """Number and size of batches, and a learning rate with a warm-up and a cosine decay."""
 
     steps: int
     batch_size: int = 32
@@ -35,7 +35,7 @@ def minimise(
     *,
     method: Callable[[optax.Schedule], optax.GradientTransformation] = optax.adam,
 ) -> Params:
-    """Descends on losses of fresh batches; a bar shows the progress on terminals."""
+    """Minimises the loss by gradient descent; terminals show a progress bar."""
     warmup = min(100, config.steps // 10)
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, warmup, config.steps, config.learning_rate / 100

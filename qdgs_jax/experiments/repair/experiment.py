@@ -1,12 +1,12 @@
-"""Biased classifiers, repaired by other images: the experiment on drawings, or anybody's folders.
+"""Repairs biased classifiers by fine-tuning: the experiment on drawings, and on any folders.
 
-Both write the same folder, and resume in it where they were interrupted:
+Both write the same files, and resume from them after an interruption:
 
-plan.json        the config, and what made the results
-results/         a file for each training: how often each group was given each class
+plan.json        the config, the device and versions
+results/         a file for each training: counts of predicted classes by group
 results.json     fairness before and after, over seeds
 table.md         the same as a table
-accuracy.png     over biases (the experiment alone)
+accuracy.png     over biases (only of the experiment on drawings)
 search-SEED/, qdgs-SEED/, random-SEED/   the experiment's runs and synthetic images
 """
 
@@ -55,7 +55,7 @@ EPOCHS_AT_ONCE = 2  # epochs a call, so that Ctrl-C is noticed
 
 
 class Test(NamedTuple):
-    """What all classifiers are tested on."""
+    """The test images of all classifiers."""
 
     images: Array  # [N, H, W, 3] uint8
     groups: Groups
@@ -65,16 +65,16 @@ class Test(NamedTuple):
 def run_experiment(
     config: RepairConfig, search: Config, out: Path, *, resume: bool = False
 ) -> dict[str, Any]:
-    """Trains on biased drawings, repairs with each arm's images, tests on unbiased drawings.
+    """Trains on biased drawings, fine-tunes with each arm's images, tests on unbiased drawings.
 
     Args:
-        config: what is compared; its `search` is not read.
-        search: of the synthetic images. Their labels come from its bins, that is from measures;
-            each seed has a search and random samples of its own.
+        config: arms, biases and trainings; its `search` is not read.
+        search: the search for synthetic images. Its bins label them, by their measures. Each seed
+            has its own search and random samples.
         out: folder to write, or with `resume` to continue in.
 
     Returns:
-        What results.json holds.
+        The contents of results.json.
 
     Raises:
         ConfigError: the folder holds other results, the search has no bins of both shapes, or
@@ -85,7 +85,7 @@ def run_experiment(
     if labels != set(CLASSES):
         raise ConfigError(
             f"The bins of the search have the labels {', '.join(sorted(labels)) or '(none)'}, "
-            f"but the drawings are {' and '.join(CLASSES)}s: label its bins so."
+            f"but the drawings are {' and '.join(CLASSES)}s: give its bins these labels."
         )
     with interruptions_explained(out, again="run the same command with --resume"):
         _claim(out, {"config": _without_search(config)}, resume=resume)
@@ -128,17 +128,17 @@ def repair_folders(
     repair: Path | None = None,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Trains on one ImageFolder, repairs with another, tests by group on a third.
+    """Trains on one ImageFolder, fine-tunes with another, and tests by group on a third.
 
     Args:
         out: folder to write, or with `resume` to continue in.
         train: images in class folders.
         test: images in class folders, with a metadata.jsonl.
         group: column of the test's metadata.jsonl: the protected attribute.
-        repair: images in class folders; none to train only.
+        repair: images in class folders; None: training only.
 
     Returns:
-        What results.json holds.
+        The contents of results.json.
 
     Raises:
         ConfigError: `out` holds other results, or folders that do not fit each other.
@@ -180,12 +180,12 @@ def _train_and_test(
     bar: Any,
     **named: float,
 ) -> None:
-    """Trains with `first`, then fine-tunes from there with each arm; writes a file a seed.
+    """Trains with `first`, fine-tunes the result with each arm, and writes a file for each seed.
 
     Args:
-        first, arms: one a seed.
+        first, arms: one for each seed.
         repair_epochs: of each arm.
-        named: what the files say beside the seed.
+        named: further values of the files, besides the seed.
     """
     began = time.perf_counter()
     model, training, classes = config.classifier, config.training, len(test.classes)
@@ -236,7 +236,7 @@ def _unbiased_test(drawings: shapes.Drawings) -> Test:
     of = np.asarray(drawings.shape * len(COLOURS) + drawings.colour)
     if missing := [name for group, name in enumerate(names) if group not in of]:
         raise ConfigError(
-            f"Among {len(of)} drawings to test on, none is a {missing[0]}: raise `test_images`."
+            f"None of the {len(of)} test drawings is a {missing[0]}: raise `test_images`."
         )
     return Test(drawings.images, Groups(names, np.array([0, 0, 1, 1]), of), CLASSES)
 
@@ -250,7 +250,7 @@ def _groups(images: LabelledImages, classes: Sequence[str]) -> Groups:
 
 
 def _claim(out: Path, plan: dict[str, Any], *, resume: bool) -> None:
-    """Makes `out` the folder of this plan, or checks that it is."""
+    """Makes `out` the folder of this plan, or checks that it already is."""
     if known := claim(out, "plan.json", holds="results", resume=resume):
         before, now = json.loads(known.read_text()), json.loads(json.dumps(plan))
         require_same_config(out, {key: before.get(key) for key in now}, now)
@@ -261,7 +261,7 @@ def _claim(out: Path, plan: dict[str, Any], *, resume: bool) -> None:
 
 
 def _without_search(config: TrainConfig) -> dict[str, Any]:
-    """The config but for a path; the search's own config stands in its folder."""
+    """The config without the path of the search, whose own config is in its folder."""
     values = dataclasses.asdict(config)
     values.pop("search", None)
     return values

@@ -256,13 +256,13 @@ def test_equal_weights() -> None:
 
 def test_search_needs_bins_of_both_shapes(tmp_path: Path) -> None:
     search = dataclasses.replace(make_search(), export=ExportConfig())
-    with pytest.raises(ConfigError, match="label its bins so"):
+    with pytest.raises(ConfigError, match="give its bins these labels"):
         repair.run_experiment(TINY, search, tmp_path / "out")
 
 
 def test_a_group_without_drawings_is_refused(tmp_path: Path) -> None:
     config = dataclasses.replace(TINY, test_images=2)
-    with pytest.raises(ConfigError, match=r"^Among 2 drawings to test on, none is a .*test_images"):
+    with pytest.raises(ConfigError, match=r"^None of the 2 test drawings is a .*test_images"):
         repair.run_experiment(config, make_search(), tmp_path / "out")
 
 
