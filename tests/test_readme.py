@@ -1,4 +1,4 @@
-"""What the README and the documents show works."""
+"""Examples and links of the README and the documents work."""
 
 import re
 from pathlib import Path
