@@ -1,4 +1,4 @@
-"""Anybody's ImageFolders: what is read, and what users are told of folders that do not fit."""
+"""Reading of any ImageFolder, and the errors for folders that do not fit."""
 
 import json
 import subprocess

@@ -302,7 +302,7 @@ def synthesize(
         config: The network's shape.
         params: Its weights.
         ws: [N, layers, style_size].
-        noise: The network's stored noise, none, or noise drawn anew for each image.
+        noise: The network's stored noise, none, or new random noise for each image.
         key: Only for random noise.
         precision: Of convolutions and products. `highest`: float32 on every device. `default`:
             what the device prefers (TF32 on recent GPUs, bfloat16 on TPUs). `bf16`: kernels and

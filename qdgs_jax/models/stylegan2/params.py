@@ -62,7 +62,7 @@ def load(path: str | Path) -> tuple[StyleGAN2Config, Params]:
         config, tensors = read_generator(path)
     else:
         config, tensors = _read_config(path.parent / CONFIG), read_tensors(path)
-    with explained(path, f"check that {CONFIG} beside it is its own"):
+    with explained(path, f"check that {CONFIG} beside it belongs to it"):
         return config, _fill(config, tensors, path)
 
 

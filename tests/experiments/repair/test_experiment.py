@@ -1,4 +1,4 @@
-"""The experiment and its twin for anybody's folders, with a generator that draws two shapes."""
+"""The experiment, and the same for any folders, with a generator that draws two shapes."""
 
 import dataclasses
 import itertools
@@ -110,9 +110,9 @@ def make_search(*, range: Any = "auto") -> Config:
 
 
 def write_run(path: Path, config: Config) -> None:
-    """A finished search with one elite in each of four cells, but its word on the shapes swapped.
+    """A finished search with one elite in each of four cells, whose shape measures are swapped.
 
-    So labels that came from what was drawn would differ from those of the measures.
+    Labels by the drawn shapes would therefore differ from labels by the measures.
     """
     measures = np.array(list(itertools.product((-0.5, 0.5), repeat=2)), np.float32)
     path.mkdir(parents=True)
@@ -168,7 +168,7 @@ def test_experiment(out: Path) -> None:
     assert (out / "table.md").read_text().count("\n") == 2 + len(results["rows"])
     assert (out / "accuracy.png").stat().st_size > 10_000
 
-    # What is missing is made again, alike; the rest stays.
+    # Missing files are made again, with the same content; the others stay.
     path, kept = (out / f"results/bias-0.9-seed-{seed}.json" for seed in (1, 0))
     before, kept_text = json.loads(path.read_text()), kept.read_text()
     path.unlink()
@@ -242,7 +242,7 @@ def test_labels_come_from_the_measures(tmp_path: Path) -> None:
     synthetic = make_synthetic(TINY, make_search(), 0, prepare(tmp_path / "out"))
     elites, random = synthetic["qdgs"], synthetic["random"]
     assert len(elites) == len(random) == TINY.repair_images
-    # The run claims that small ones are large; random samples are scored as they are.
+    # The run's measures call small shapes large; random samples are scored correctly.
     small = np.asarray(largeness(elites.pixels / 255)) < 0
     assert np.array_equal(small, [label == "square" for label in elites.labels])
     small = np.asarray(largeness(random.pixels / 255)) < 0

@@ -1,4 +1,4 @@
-"""Weights in every layout give the same network; what does not fit is told in full."""
+"""Weights in every layout give the same network; errors list everything that does not fit."""
 
 import json
 import shutil
