@@ -17,7 +17,7 @@ Taps = tuple[float, float, float, float]
 
 
 def upsample(x: Array, taps: Taps) -> Array:
-    """[N, H, W, C] -> [N, 2H, 2W, C]: zeros between samples, filter of gain 2 an axis.
+    """[N, H, W, C] -> [N, 2H, 2W, C]: zeros between samples, filter with a gain of 2 per axis.
 
     Along an axis, padded by 2 before and 1 behind: y[2i] = 2 (f3 x[i-1] + f1 x[i]), and
     y[2i+1] = 2 (f2 x[i] + f0 x[i+1]).
@@ -34,7 +34,7 @@ def upsample(x: Array, taps: Taps) -> Array:
 
 
 def up_convolve(x: Array, kernel: Array, taps: Taps) -> Array:
-    """A 3 x 3 transposed convolution of stride 2, then the filter, of gain 2 an axis.
+    """A 3 x 3 transposed convolution of stride 2, then the filter with a gain of 2 per axis.
 
     Along an axis, the convolution gives t[2i] = k0 x[i] + k2 x[i-1] and t[2i+1] = k1 x[i], one
     sample more than twice as many. The filter, padded by 1, gives y[m] = 2 (f3 t[m-1] + f2 t[m] +
