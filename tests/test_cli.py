@@ -1,4 +1,4 @@
-"""The command line on the built-in models: the whole loop, and what users are told."""
+"""The command line on the built-in models: the whole loop, and messages to users."""
 
 import csv
 import dataclasses
@@ -104,7 +104,7 @@ def test_a_notice_is_shown_until_it_is_acknowledged(
     arguments = [*command, FACES, *(["out"] if command == ["baseline"] else [])]
     assert run_command(arguments) == 2
     assert "Images of faces" in (message := told(capsys))
-    assert message.endswith("Go on with --acknowledge-notice.\n")
+    assert message.endswith("Continue with --acknowledge-notice.\n")
     assert run_command([*arguments, "--acknowledge-notice"]) == 2
     assert "no generator 'ffhq256.pkl'" in told(capsys)
 
@@ -213,7 +213,7 @@ def test_archive_columns_are_finite(run: Path) -> None:
 
 
 def test_every_option_without_a_value_is_known() -> None:
-    """A flag that is not listed would take the config file behind it for its value."""
+    """A flag that is not listed would take the config file after it as its value."""
 
     def flags(kind: Any) -> set[str]:
         found = set()

@@ -44,7 +44,7 @@ def test_a_measure_can_be_imported(module):
         ("my_measures:rednes", "did you mean 'redness'"),
         ("no_such_package:f", "No module named 'no_such_package'"),
         (":f", "cannot be imported"),
-        ("my_measures:flat", r"gives the shape \(\)"),
+        ("my_measures:flat", r"returns the shape \(\)"),
     ],
 )
 def test_a_wrong_function_is_a_config_error(function, message):

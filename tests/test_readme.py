@@ -1,4 +1,4 @@
-"""What the README, the documents and the examples show works."""
+"""Examples and links of the README and the documents work, and so does `examples/`."""
 
 import re
 import runpy

@@ -1,4 +1,4 @@
-"""Distances, crops and scores, against formulas written out naively."""
+"""Distances, crops and scores, compared with formulas written out naively."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""The loop: reproducible, compiled once, fit for other people's programs."""
+"""The loop: reproducible, compiled once, usable in other programs."""
 
 import dataclasses
 import math
@@ -158,7 +158,7 @@ def test_compiled_once_for_a_whole_run() -> None:
 
 
 def test_weights_are_arguments() -> None:
-    """Nobody's weights, here of 6,000 numbers, are baked into the program."""
+    """Weights, here of 6,000 numbers, are not constants of the program."""
 
     def scored(params: jax.Array, key: jax.Array, latents: jax.Array, memory: Memory) -> object:
         return score(params[:D], key, latents, memory)
@@ -229,9 +229,9 @@ def test_scores_that_are_not_finite_are_left_out_and_counted(search: Search) -> 
 
 @pytest.mark.parametrize("slope", [0.0, 10.0], ids=["noise", "endless slope"])
 def test_ten_thousand_generations_in_float32(slope: float) -> None:
-    """Verdicts that drive sigma and covariance apart, or out of all bounds, end in a restart.
+    """Rankings that make sigma or the covariance diverge lead to a restart.
 
-    Unattended, either strategy is full of NaN within a thousand generations, in float64 too.
+    Without it, either strategy is full of NaN within a thousand generations, in float64 too.
     """
 
     def adverse(
@@ -251,7 +251,7 @@ def test_ten_thousand_generations_in_float32(slope: float) -> None:
     search = dataclasses.replace(search, score=adverse, score_with_jacobian=adverse_with_jacobian)
     state, metrics = run_jitted(search, jnp.ones(D), begin(search), 10_000)
     assert metrics.restarts > 10
-    assert metrics.non_finite < 1000  # of 100,000: each overflow ends at once
+    assert metrics.non_finite < 1000  # of 100,000: each overflow is followed by a restart
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.emitter))
     _, later = run_jitted(search, jnp.ones(D), state, 10_000)
     assert later.restarts > metrics.restarts + 10  # still at work
@@ -303,7 +303,7 @@ def test_any_archive_serves() -> None:
 
 def test_no_gradient_is_taken_without_need() -> None:
     assert toy(algorithm="cma_mae").score_with_jacobian is None
-    with pytest.raises(ConfigError, match="'cma_mega' follows gradients"):
+    with pytest.raises(ConfigError, match="'cma_mega' uses gradients"):
         make_search(SearchConfig(algorithm="cma_mega"), GRID, score)
     with pytest.raises(ValueError, match="give score_with_jacobian"):
         dataclasses.replace(toy(), score_with_jacobian=None)

@@ -1,4 +1,4 @@
-"""What was asked of each bin of a dataset, and what it got."""
+"""How many images each bin of a dataset was asked for, and how many it got."""
 
 import dataclasses
 import json
@@ -17,12 +17,12 @@ BALANCE = "balance.json"
 
 @dataclass(frozen=True)
 class BinBalance:
-    """What was asked of a bin, and what it got."""
+    """How many images a bin was asked for, and how many it got."""
 
     name: str
     label: str
     asked: int | None
-    """Images; None in a baseline, where nothing steers their number."""
+    """Images; None in a baseline, which is not balanced."""
     got: int
     available: int
     """Elites in the bin; in a baseline, random samples in the bin."""
@@ -41,13 +41,13 @@ class Balance:
     available: int
     """Elites of the run; in a baseline, random samples."""
     below_min_objective: int
-    """How many of them were left out for their objective."""
+    """Of `available`, those left out because their objective is too low."""
     outside_bins: int
-    """How many of the others lie in no bin."""
+    """Of the rest of `available`, those that no bin holds."""
     bins: tuple[BinBalance, ...]
     empty_bins: tuple[str, ...]
     written: int = 0
-    """Images that this call wrote; the others were there before. Not in balance.json."""
+    """Images that this call wrote; the others existed already. Not in balance.json."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -76,9 +76,9 @@ def count_balance(
 
     Args:
         count: images asked for.
-        asked: images asked of each bin; None where nothing steers their number.
+        asked: images that each bin is asked for; None in a baseline.
         available: bin of each elite or random sample, [n], -1 for none.
-        below: how many of `available` were left out for their objective.
+        below: how many of `available` were left out because their objective is too low.
     """
     counted = tuple(
         BinBalance(

@@ -1,4 +1,4 @@
-"""Which bin holds which row of measures, and an even draw over bins."""
+"""Assigns rows of measures to bins, and draws evenly from bins."""
 
 import re
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ EVERYTHING = BinConfig(name="all", label="all", where={})
 
 
 def bins_of(config: Config) -> tuple[BinConfig, ...]:
-    """The bins to fill; one that holds everything where the config has none.
+    """The bins to fill; if the config has none, one bin that holds everything.
 
     Raises:
         ConfigError: a bin's label cannot be the name of a folder everywhere.
@@ -32,8 +32,8 @@ def assign_bins(
 ) -> np.ndarray:
     """Number of the first bin that holds each row of measures [n, M], [n]; -1 for none.
 
-    With `nearest`, what no bin holds belongs to the nearest one, if it is finite. Distances are
-    Euclidean, in spans of each measure's range.
+    With `nearest`, a finite row that no bin holds is assigned to the nearest bin. The distance is
+    Euclidean, with each measure divided by the width of its range.
     """
     names = [measure.name for measure in config.measures]
     inside = np.ones((len(bins), len(measures)), bool)
@@ -43,7 +43,7 @@ def assign_bins(
             column = names.index(name)
             values, (start, end) = measures[:, column], config.measures[column].ends
             inside[number] &= (low <= values) & (values < high)
-            with np.errstate(invalid="ignore"):  # inf - inf: such a row is near to no bin
+            with np.errstate(invalid="ignore"):  # inf - inf: such a row has no nearest bin
                 squared[number] += ((np.clip(values, low, high) - values) / (end - start)) ** 2
     near = nearest & np.isfinite(measures).all(axis=1)
     other = np.where(near, squared.argmin(axis=0), -1)
@@ -56,9 +56,9 @@ def shares(count: int, bins: int) -> list[int]:
 
 
 def draw_evenly(bin: np.ndarray, bins: int, count: int, seed: int) -> np.ndarray:
-    """Rows of elites, bin after bin, each with its share of `count`; nothing for an empty bin.
+    """Rows of elites, bin after bin, with an equal share of `count` for each; none for empty bins.
 
-    Every elite of a bin is drawn once before any is drawn twice, and so on.
+    Every elite of a bin is drawn once before any of them is drawn twice, and so on.
 
     Args:
         bin: bin of each elite, [n], -1 for none.

@@ -22,7 +22,7 @@ size_categories:
 # {got} synthetic images of {generator}
 
 Every image was made by a generative model; none is a photograph or a drawing of anything real.
-Each PNG says so itself (XMP `DigitalSourceType`: `trainedAlgorithmicMedia`).
+Each PNG is marked as such (XMP `DigitalSourceType`: `trainedAlgorithmicMedia`).
 {notice}
 * method: {method}, seed {seed}
 * generator: {generator} (SHA-256 `{generator_sha256}`)
@@ -50,18 +50,18 @@ class folders, `latent_row` is {latent_row}.
 
 ## What it is not
 
-* Measures and labels are {reader} reading of the images, not annotations, with stereotypes and
-  mistakes of its own. Nobody has looked at the images.
+* Measures and labels are computed by {reader}, not annotated, and contain its stereotypes and
+  mistakes. Nobody has looked at the images.
 * Balanced means balanced in these measures in this grid. Nothing follows for traits that were not
-  measured, nor for how people would sort the images.
-* Quality and variety end where the generator's do, and its training data may show through.
-* Where images show people: they depict nobody, yet may resemble somebody of the training data. The
-  set is not meant for developing or judging the recognition of faces.
+  measured, nor for how people would label the images.
+* Quality and variety are limited by the generator. Images may resemble its training data.
+* Images of people depict nobody, but may resemble somebody in the training data. The dataset is not
+  meant for developing or evaluating face recognition.
 """
 
 DISTANCE = """
-d is the angle, in radians, between the encoder's embeddings of an image and of a text; of several
-texts, separated by `|`, the sum.
+d is the angle, in radians, between the encoder's embeddings of an image and of a text. For several
+texts, separated by `|`, it is the sum of their angles.
 """
 
 
@@ -69,7 +69,7 @@ def card(header: dict[str, Any], balance: dict[str, Any]) -> str:
     """Fills the card.
 
     Args:
-        header: the manifest but for its files.
+        header: the manifest without its list of files.
         balance: what balance.json holds.
     """
     config, generator, encoder = header["config"], header["generator"], header["encoder"]
@@ -87,7 +87,7 @@ def card(header: dict[str, Any], balance: dict[str, Any]) -> str:
             if encoder
             else "none"
         ),
-        reader="the encoder's" if encoder else "plain functions'",
+        reader="the encoder" if encoder else "plain functions",
         method=header["method"],
         seed=header["seed"],
         made_by=header["made_by"],
@@ -114,9 +114,9 @@ def _losses(objective: dict[str, Any]) -> Iterator[str]:
     if weight := objective["regularisation"]:
         yield f"{weight:g} x the squared distance of the latent to a ball around the origin"
     if weight := objective["uniqueness"]:
-        yield f"{weight:g} x how little the image differs from good ones the search saw before"
+        yield f"{weight:g} x how similar the image is to recent good images of the search"
     if weight := objective["typicality"]:
-        yield f"{weight:g} x how much less typical of the generator the image is than random ones"
+        yield f"{weight:g} x how much less typical the image is than random images of the generator"
 
 
 def _bins(balance: dict[str, Any]) -> Iterator[str]:
@@ -127,13 +127,13 @@ def _bins(balance: dict[str, Any]) -> Iterator[str]:
 
 def _left_out(balance: dict[str, Any]) -> str:
     return (
-        f"Of {balance['available']} elites, {balance['below_min_objective']} were left out for "
-        f"their objective and {balance['outside_bins']} because no bin holds them."
+        f"Of {balance['available']} elites, {balance['below_min_objective']} were left out because "
+        f"their objective is too low and {balance['outside_bins']} because no bin holds them."
     )
 
 
 def _unlabelled(balance: dict[str, Any]) -> str:
-    return f"{balance['outside_bins']} images lie in no bin."
+    return f"No bin holds {balance['outside_bins']} of the images."
 
 
 def _measures(config: dict[str, Any]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from PIL import Image
 from qdgs_jax.errors import ConfigError, QDGSError, did_you_mean
 
 UNLABELLED = "unlabelled"
-"""Class folder of random samples that lie in no bin."""
+"""Class folder of random samples that no bin holds."""
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 MAX_BYTES = 8 * 2**30
 
@@ -29,7 +29,7 @@ class LabelledImages:
         return len(self.labels)
 
     def take(self, rows: np.ndarray) -> "LabelledImages":
-        """Some of the images, in some order."""
+        """The images of these rows, in their order."""
         names = (
             tuple(values[row] for row in rows) if values else ()
             for values in (self.labels, self.groups)
@@ -40,13 +40,13 @@ class LabelledImages:
 def read_folder(folder: Path, *, group: str | None = None) -> LabelledImages:
     """Reads an ImageFolder; the first folder of each path is the label.
 
-    Images of the class `unlabelled`, which lie in no bin of their dataset, are left out.
+    Images of the class `unlabelled`, which no bin of their dataset holds, are left out.
 
     Args:
         group: column of metadata.jsonl that names each image's group.
 
     Raises:
-        ConfigError: no images, none in class folders, of several sizes, or without a group.
+        ConfigError: there are no images, or they have no class folder, no group, or several sizes.
         QDGSError: an image cannot be read.
     """
     records = _records(folder, group)
@@ -67,11 +67,11 @@ def read_folder(folder: Path, *, group: str | None = None) -> LabelledImages:
 def require_fit(
     read: dict[str, LabelledImages], folders: dict[str, Path], *, halvings: int
 ) -> tuple[str, ...]:
-    """Checks that folders can serve one classifier, and returns its classes.
+    """Checks that one classifier can read all folders, and returns its classes.
 
     Raises:
-        ConfigError: fewer than two classes in "train", other classes elsewhere, or sizes that
-            differ or cannot be halved so often.
+        ConfigError: "train" has fewer than two classes, another folder has other classes, or the
+            sizes of images differ or cannot be halved `halvings` times.
     """
     classes = tuple(sorted(set(read["train"].labels)))
     if len(classes) < 2:
@@ -99,20 +99,22 @@ def require_fit(
 
 
 def _records(folder: Path, group: str | None) -> list[dict[str, Any]]:
-    """The lines of metadata.jsonl; of a folder without one, its images."""
+    """The records of metadata.jsonl; without that file, a record for each image of the folder."""
     metadata = folder / "metadata.jsonl"
     if not metadata.is_file():
         if group:
-            raise ConfigError(f"{metadata} is missing, whose column '{group}' names the groups.")
+            raise ConfigError(
+                f"{metadata} is missing: write it, with a column '{group}' that names the groups."
+            )
         paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
         return [{"file_name": path.relative_to(folder).as_posix()} for path in paths]
     try:
         records = [json.loads(line) for line in metadata.read_text().splitlines() if line.strip()]
         if not all("file_name" in record for record in records):
-            raise ValueError("a line lacks it")
+            raise ValueError("a line has no `file_name`")
     except (ValueError, TypeError) as error:
         raise ConfigError(
-            f"{metadata} is not a line of JSON with a `file_name` for each image ({error}): "
+            f"{metadata} is not one line of JSON with a `file_name` for each image ({error}): "
             "correct it."
         ) from None
     for record in records:

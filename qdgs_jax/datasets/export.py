@@ -1,7 +1,7 @@
 """Archive -> evenly drawn elites -> images, labels and provenance on disk.
 
-Which latent each image shows is decided first, which is cheap; rendering then streams over it in
-chunks, so that memory does not grow with the images.
+The latent of each image is chosen first, which is cheap. Rendering then works in chunks, so that
+memory does not grow with the number of images.
 """
 
 import dataclasses
@@ -40,9 +40,9 @@ def export(
 ) -> Balance:
     """Renders elites of a run, evenly over its bins, as an ImageFolder with provenance.
 
-    Each bin gets its equal share of `count`, whether or not others are empty. Within a bin no elite
-    is drawn twice before each was drawn once. An elite in several bins belongs to the first.
-    The same arguments give the same bytes; a call continues what an interrupted one began.
+    Each bin gets its equal share of `count`, whether or not others are empty. Every elite of a bin
+    is drawn once before any is drawn twice. An elite in several bins belongs to the first.
+    The same arguments give the same bytes; a call resumes an interrupted one.
 
     Args:
         run: folder of a run.
@@ -50,7 +50,7 @@ def export(
         count: images; the run's `export.count` by default.
         min_objective: elites below it are left out; the run's `export.min_objective` by default.
         seed: of the draw.
-        generator: that of the run with its weights, where the config does not name it.
+        generator: the run's generator, with its weights, if the config does not name one.
 
     Raises:
         ConfigError: a bin cannot be a class folder, or `count` or `seed` is too small.
@@ -100,10 +100,10 @@ def export(
 def baseline(
     config: Config, out: str | Path, *, count: int, seed: int = 0, nearest_bin: bool = False
 ) -> Balance:
-    """Renders plain random latents as `export` renders elites: the same layout, nothing steered.
+    """Renders plain random latents into the layout of `export`, without balancing them.
 
     Each image is scored as the search scores; its label is that of the first bin that holds it, or
-    `unlabelled`. A call continues what an interrupted one began, but scores everything again.
+    `unlabelled`. A call resumes an interrupted one, but scores all images again.
 
     Args:
         config: of the search to compare with.
@@ -167,13 +167,13 @@ def baseline(
 def _assign_elites(
     path: Path, run: Run, bins: Sequence[BinConfig], floor: float
 ) -> tuple[np.ndarray, int]:
-    """Bin of each elite, [n], -1 for none; and how many have an objective below the floor."""
+    """Bin of each elite, [n], -1 for none, and the number of elites below the floor."""
     bin = assign_bins(run.config, bins, run.elites.measures)
     below = run.elites.objective < floor
     bin[below] = -1
     if (bin < 0).all():
         raise QDGSError(
-            f"None of the {len(bin)} elites of {path} can be exported, {below.sum()} for an "
+            f"None of the {len(bin)} elites of {path} can be exported, {below.sum()} because of an "
             f"objective below {floor:g} and the others because no bin holds them: lower "
             "`min_objective`, widen the bins, or search longer."
         )
@@ -187,8 +187,8 @@ def _load_generator(
     generator = generators.identified(generator, params)
     if generator.sha256 != run.summary["generator"]["sha256"]:
         raise QDGSError(
-            f"The generator {generator.name} has other weights than the run {path} searched: "
-            "bring those back, or search again."
+            f"The generator {generator.name} has other weights than those that the run {path} "
+            "searched: restore them, or search again."
         )
     return generator, params
 
@@ -203,7 +203,7 @@ def _require_numbers(count: int, seed: int) -> None:
 def _renderer(
     generator: Generator, params: Params, latents: Callable[[int], Latents | np.ndarray]
 ) -> Callable[[int], np.ndarray]:
-    """start -> the chunk of uint8 images that begins there; compiled once."""
+    """Position -> the chunk of uint8 images that begins there; compiled once."""
 
     @jax.jit
     def pixels(params: Params, latents: Latents) -> jax.Array:

@@ -27,21 +27,21 @@ from qdgs_jax import files, folders
 from qdgs_jax.errors import QDGSError
 
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
-"""IPTC's word for an image that a trained model made."""
+"""IPTC's term for an image that a trained model made."""
 MANIFEST = "manifest.json"
 PARTIAL_MANIFEST = "manifest.json.part"
 FILES = ' "files": [\n'  # the manifest's last key, one line a file, so that it can be streamed
-FLAT = 10_000  # images from which on class folders are divided
+FLAT = 10_000  # datasets of so many images or more divide their class folders
 SHARD = 1_000  # ids in each part
 AGAIN = "run the same command again, which continues where this one stopped"
 
 
 @dataclass(frozen=True)
 class ImageTable:
-    """What each image shows, one row an image: all that grows with the number of images."""
+    """One row for each image: the only part of a plan that grows with the number of images."""
 
     labels: tuple[str, ...]
-    """Class folders, sorted, so that their positions are the classes that readers count."""
+    """Class folders, sorted as readers sort them, so that a position is a class number."""
     label: np.ndarray  # [N] int, position in `labels`
     bins: tuple[str, ...]
     bin: np.ndarray  # [N] int, position in `bins`, -1 for none
@@ -51,7 +51,7 @@ class ImageTable:
     measure_names: tuple[str, ...]
     measures: np.ndarray  # [N, M]
     constants: dict[str, Any]
-    """What each record says alike."""
+    """Columns with one value for all records."""
 
     def __len__(self) -> int:
         return len(self.label)
@@ -83,8 +83,8 @@ def claim(out: Path, header: dict[str, Any]) -> bool:
     """Makes `out` the folder of the dataset that `header` describes, a dict of plain JSON values.
 
     Returns:
-        Whether the dataset is there already, each file as its manifest says. Files that are not
-        are removed, and the folder is unfinished again.
+        Whether the dataset is complete, with each file as in its manifest. Files that differ are
+        removed, and the folder is unfinished again.
 
     Raises:
         ConfigError: `out` holds anything else.
@@ -120,25 +120,25 @@ def write(
     chunk_size: int,
     texts: dict[str, str],
 ) -> int:
-    """Writes what is missing in a claimed folder, and the manifest last.
+    """Writes the missing files of a claimed folder, and the manifest last.
 
     Args:
-        header: what stands in the manifest beside the list of files; plain JSON values.
+        header: the manifest without its list of files; plain JSON values.
         pixels: id of a chunk's first image -> at least the chunk's images, uint8 [n, H, W, 3].
         chunk_size: images in memory at once.
-        texts: further files by name. The README.md is for people to edit: an existing one stays,
-            and the manifest does not list it.
+        texts: further files by name. People may edit the README.md: an existing one stays, and the
+            manifest does not list it.
 
     Returns:
-        How many images were written; the others were there.
+        How many images were written; the others existed already.
 
     Raises:
-        QDGSError: no space left, or files that cannot be written. What was written stays.
+        QDGSError: no space left, or files that cannot be written. Files already written stay.
     """
     mark = _marks(str(header["made_by"]), str(table.constants["generator"]))
     written = 0
     with folders.interruptions_explained(out, again=AGAIN):
-        for label in table.labels:  # an empty class keeps its place among the classes
+        for label in table.labels:  # an empty class keeps its class number
             (out / label).mkdir(exist_ok=True)
         with tqdm(total=len(table), unit="image", desc=str(out), disable=None) as progress:
             for start in range(0, len(table), chunk_size):
@@ -223,7 +223,7 @@ def _require_same(out: Path, found: dict[str, Any], header: dict[str, Any]) -> N
 
 
 def _marks(software: str, generator: str) -> PngInfo:
-    """Says in each image, for machines, that a model made it (IPTC digital source type, XMP)."""
+    """The mark, in XMP, that a model made an image (IPTC digital source type)."""
     xmp = (
         '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
         '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
@@ -250,7 +250,7 @@ def _save_png(path: Path, pixels: np.ndarray, marks: PngInfo) -> None:
 
 
 def _is_whole_png(path: Path) -> bool:
-    """Whether a file ends as a PNG must (a crash of the machine may leave less)."""
+    """Whether a file has the end of a PNG; a crash of the machine may truncate it."""
     try:
         with open(path, "rb") as file:
             file.seek(-8, os.SEEK_END)

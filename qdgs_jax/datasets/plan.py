@@ -1,4 +1,4 @@
-"""What a dataset is to hold, decided before any image is rendered."""
+"""The planned contents of a dataset, chosen before any image is rendered."""
 
 import dataclasses
 import json
@@ -14,11 +14,11 @@ from qdgs_jax.datasets.image_folder import DIGITAL_SOURCE_TYPE, ImageTable
 
 
 def make_header(config: Config, made: dict[str, Any], **plan: Any) -> dict[str, Any]:
-    """The manifest but for its files; plain JSON values.
+    """The manifest without its list of files; plain JSON values.
 
     Args:
-        made: `provenance.describe` of what scored the latents.
-        plan: what else distinguishes this dataset from others, among it its seed.
+        made: the result of `provenance.describe`.
+        plan: further values that distinguish this dataset from others, such as its seed.
     """
     header = {
         "made_by": f"qdgs-jax {provenance.version()}",
@@ -44,7 +44,7 @@ def make_table(
     bin: np.ndarray,
     **columns: np.ndarray,
 ) -> ImageTable:
-    """What each image shows; its label follows from its bin.
+    """The table of images; the label of an image follows from its bin.
 
     Args:
         header: of `make_header`.

@@ -1,6 +1,6 @@
-"""How often each group was given each class -> accuracy by group, the worst, and the gap.
+"""Predicted classes by group -> accuracy of each group, the worst one, and equalised odds.
 
-"Counts" are arrays [..., G, K]: how many images of group g were given class k.
+"Counts" are arrays [..., G, K]: the number of images of group g with the predicted class k.
 """
 
 import itertools
@@ -19,7 +19,7 @@ NO_GAP = (
 
 
 class Groups(NamedTuple):
-    """Who is compared: images of one label and one value of the protected attribute."""
+    """Groups of images: each has one label and one value of the protected attribute."""
 
     names: tuple[str, ...]
     labels: np.ndarray  # [G] int, position of the group's label among the classes
@@ -27,7 +27,7 @@ class Groups(NamedTuple):
 
 
 def count(predicted: np.ndarray, groups: Groups, *, classes: int) -> np.ndarray:
-    """How often each group's images were given each class: predicted [..., N] -> [..., G, K]."""
+    """Counts [..., G, K] of predicted classes [..., N]."""
     size = len(groups.names), classes
     flat = np.asarray(predicted).reshape(-1, len(groups.of))
     counts = np.stack(
@@ -40,10 +40,10 @@ def measure(counts: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     """Fairness of a classifier, from counts [..., G, K] and the groups' labels [G].
 
     Returns:
-        "accuracy" [..., G]; "mean" and "worst" [...] of these; "equalised odds gap" [...]: the
-        largest difference between the rates at which two groups of one label are given one class
-        (0 is fair; Hardt et al. 2016, "Equality of opportunity in supervised learning"), NaN where
-        no label has two groups.
+        "accuracy" [..., G], in [0, 1]; its "mean" and "worst" [...] over groups; "equalised odds
+        gap" [...]: the largest difference between two groups of one label in the rate of one
+        predicted class (0 is fair; Hardt et al. 2016, "Equality of opportunity in supervised
+        learning"), NaN if no label has two groups.
     """
     rates = counts / counts.sum(axis=-1, keepdims=True)
     accuracy = rates[..., np.arange(len(labels)), labels]
@@ -95,12 +95,12 @@ def intervals(
 
 
 def over_seeds(counts: np.ndarray, groups: Groups) -> dict[str, dict[str, Any] | None]:
-    """Each number of `measure` of counts [S, G, K]: its seeds, mean, spread and interval.
+    """Each value of `measure` of counts [S, G, K]: "seeds", "mean", "spread" and "interval".
 
-    The 95 % confidence interval of the mean over infinitely many seeds and images. Seeds share the
-    test images, so that the images' part is a seed's interval, averaged over seeds; the seeds' part
-    is Student's. Half-widths add up as independent errors do; of one seed, there is the images'
-    part alone.
+    The spread is the standard deviation over seeds. The interval is a 95 % confidence interval of
+    the mean over infinitely many seeds and images: the root of the sum of squares of two
+    half-widths. Seeds share the test images, so the images' half-width is the mean of those of
+    single seeds; the seeds' half-width is that of Student's t. One seed has the images' alone.
 
     Returns:
         None for a gap that does not exist.
@@ -109,9 +109,9 @@ def over_seeds(counts: np.ndarray, groups: Groups) -> dict[str, dict[str, Any] |
     measured = measure(counts, groups.labels)
     each = [intervals(seed, groups.labels) for seed in counts]
     ends = {name: np.mean([seed[name] for seed in each], axis=0) for name in measured}
-    for values in (measured, ends):
-        accuracy = values.pop("accuracy")
-        values |= {name: accuracy[..., group] for group, name in enumerate(groups.names)}
+    for named in (measured, ends):
+        accuracy = named.pop("accuracy")
+        named |= {name: accuracy[..., group] for group, name in enumerate(groups.names)}
     student = stats.t(size - 1).ppf(0.975) / math.sqrt(size) if size > 1 else 0.0
     found: dict[str, dict[str, Any] | None] = {}
     for name, values in measured.items():
@@ -146,9 +146,9 @@ def _exact(right: np.ndarray, total: np.ndarray, tail: float) -> np.ndarray:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows of `over_seeds` in Markdown, with the `bias` (if any) and `arm` that each is about.
+    """Rows of `over_seeds` in Markdown, each with its `bias` (if any) and `arm`.
 
-    Numbers are means and standard deviations over seeds; without a bias, intervals too. A sentence
+    Values are means and standard deviations over seeds; without a bias, also intervals. A sentence
     says why a gap is missing.
     """
     about = [name for name in ("bias", "arm") if name in rows[0]]

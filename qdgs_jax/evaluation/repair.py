@@ -1,9 +1,9 @@
-"""Classifiers, trained on one set of images and repaired with others, tested by group.
+"""Trains classifiers, repairs them by fine-tuning on other images, tests them by group.
 
-A folder of results, resumed where it was interrupted:
+A folder of results, from which an interrupted call resumes:
 
-plan.json        the config, and what made the results
-results/         a file for each training: how often each group was given each class
+plan.json        the config, the device and versions
+results/         a file for each training: counts of predicted classes by group
 results.json     fairness before and after, over seeds
 table.md         the same as a table
 """
@@ -37,7 +37,7 @@ EPOCHS_AT_ONCE = 2  # epochs a call, so that Ctrl-C is noticed
 
 
 class Test(NamedTuple):
-    """What all classifiers are tested on."""
+    """The test images of all classifiers."""
 
     images: Array  # [N, H, W, 3] uint8
     groups: Groups
@@ -54,17 +54,17 @@ def repair_folders(
     repair: Path | None = None,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Trains on one ImageFolder, repairs with another, tests by group on a third.
+    """Trains on one ImageFolder, fine-tunes with another, and tests by group on a third.
 
     Args:
         out: folder to write, or with `resume` to continue in.
         train: images in class folders.
         test: images in class folders, with a metadata.jsonl.
         group: column of the test's metadata.jsonl: the protected attribute.
-        repair: images in class folders; none to train only.
+        repair: images in class folders; None: training only.
 
     Returns:
-        What results.json holds.
+        The contents of results.json.
 
     Raises:
         ConfigError: `out` holds other results, or folders that do not fit each other.
@@ -115,14 +115,14 @@ def train_and_repair(
     biases: Sequence[float | None] = (None,),
     labels: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """All trainings that a folder of results still lacks, each with all its repairs.
+    """Runs the trainings that a folder of results lacks, each with all its repairs.
 
     Args:
         out: folder that `claim_results` has claimed.
         make_data: (bias, seed) -> the data of the training, and of each arm's repair.
         repair_epochs: of each arm.
         biases: of the training images, where there are several.
-        labels: of arms in tables, where they differ from their names.
+        labels: names of arms in tables, if different.
 
     Returns:
         Fairness of each arm over seeds, by bias.
@@ -158,7 +158,7 @@ def _train_and_test(
     bar: Any,
     bias: float | None,
 ) -> None:
-    """Trains on each seed's data, fine-tunes from there with each arm; writes a file a seed."""
+    """Trains on each seed's data, fine-tunes with each arm's, and writes a file for each seed."""
     began = time.perf_counter()
     model, training, classes = config.classifier, config.training, len(test.classes)
     keys = jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32))
@@ -206,7 +206,7 @@ def _bar(config: TrainConfig, trainings: int, repair_epochs: Mapping[str, int]) 
 
 
 def claim_results(out: Path, plan: dict[str, Any], *, resume: bool) -> None:
-    """Makes `out` the folder of this plan, or checks that it is.
+    """Makes `out` the folder of this plan, or checks that it already is.
 
     Raises:
         ConfigError: it holds something else, or results of another plan.

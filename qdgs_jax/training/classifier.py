@@ -1,7 +1,7 @@
 """Images and labels -> a trained classifier -> classes of other images.
 
-The classifier is the paper's (QDGS, shapes domain). Functions that train take a leading axis S of
-seeds: trainings in parallel, with weights and data of their own, in one program.
+The classifier is the paper's (QDGS, shapes domain). Functions that train have a leading axis S of
+seeds: parallel trainings in one program, each with its own weights and data.
 """
 
 import functools
@@ -21,12 +21,12 @@ from qdgs_jax.training.descent import descend
 from qdgs_jax.typing import Array, Images, Key, Params
 
 TESTED_AT_ONCE = 100  # images
-# Uniform in +-1 / sqrt(fan-in), as PyTorch begins.
+# Uniform in +-1 / sqrt(fan-in), PyTorch's initialisation.
 _INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Data(NamedTuple):
-    """What is learned from."""
+    """The data of one training."""
 
     images: Array  # [N, H, W, 3] uint8
     labels: Array  # [N] int32, positions among the classes
@@ -34,7 +34,7 @@ class Data(NamedTuple):
 
 
 class TrainingState(struct.PyTreeNode):
-    """All that evolves in a training."""
+    """The state of a training."""
 
     params: Params
     optimiser: optax.OptState
@@ -66,7 +66,7 @@ class Network(nn.Module):
 
 
 class Convolution(nn.Module):
-    """Kernel and bias; `pooled_convolution` does the rest, in parts, where no module may be."""
+    """Kernel and bias for `pooled_convolution`, which runs in `in_parts`, where no module may."""
 
     features: int
 
@@ -77,7 +77,7 @@ class Convolution(nn.Module):
 
 
 def network(config: ClassifierConfig, classes: int) -> Network:
-    """Two classes take one output, whose sigmoid is the second's probability; more, one each."""
+    """Two classes have one output, whose sigmoid is the second's probability; more, one each."""
     return Network(config, 1 if classes == 2 else classes)
 
 
@@ -91,7 +91,7 @@ def init(
 
 
 def start(training: TrainingConfig, params: Params) -> TrainingState:
-    """Weights, with a leading axis S in each leaf, before a training."""
+    """The state before a training, from weights with a leading axis S in each leaf."""
     size = len(jax.tree.leaves(params)[0])
     optimiser = jax.vmap(_optimiser(training).init)(params)
     return TrainingState(params, optimiser, jnp.zeros(size, jnp.int32))
@@ -108,10 +108,10 @@ def train(
     *,
     classes: int,
 ) -> TrainingState:
-    """Trains for some more epochs, all in one program whatever their number.
+    """Trains for `epochs` more epochs, with one compiled program for any number of them.
 
-    An epoch meets each image once, in an order and at an angle of its own; the last batch is
-    smaller where the images do not fill it. Epochs in several calls are those of one call.
+    An epoch uses each image once, in random order and at a random angle. The last batch is smaller
+    if the images do not fill it. Splitting epochs over several calls does not change the result.
 
     Args:
         state: with a leading axis S in each leaf.
@@ -124,7 +124,7 @@ def train(
 
 @functools.partial(jax.jit, static_argnames=("config", "classes"))
 def predict(config: ClassifierConfig, params: Params, images: Array, *, classes: int) -> Array:
-    """The likeliest class of each image.
+    """The most probable class of each image.
 
     Args:
         params: with a leading axis S in each leaf.
@@ -179,9 +179,9 @@ def _train_one(
 
 
 def rotate(key: Key, images: Array, *, degrees: float) -> Array:
-    """Turns each image about its centre by an angle drawn from +-degrees.
+    """Rotates each image [N, H, W, 3] about its centre by an angle drawn from +-degrees.
 
-    Pixels are the nearest of the unturned image [N, H, W, 3]; beyond its edge, the edge's.
+    Interpolation is by the nearest pixel. Pixels beyond the edge repeat the edge.
     """
     if degrees == 0:
         return images

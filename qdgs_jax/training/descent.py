@@ -1,4 +1,4 @@
-"""Gradient descent: one scan for all trainings, and one training by steps with a schedule."""
+"""Gradient descent: the loop of all trainings, and the training of the built-in models."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ Loss: TypeAlias = Callable[[Params, Key, Array, Data], Array]
 
 @dataclasses.dataclass(frozen=True)
 class OptimiserConfig:
-    """A training's length, and its learning rate with a warm-up and a cosine decay."""
+    """Number and size of batches, and a learning rate with a warm-up and a cosine decay."""
 
     steps: int
     batch_size: int = 32
@@ -33,7 +33,7 @@ def descend(
     state: optax.OptState,
     batches: Any,
 ) -> tuple[Params, optax.OptState, Array]:
-    """A gradient step for each of `batches`, a pytree of arrays [T, ...].
+    """One gradient step for each of `batches`, a pytree of arrays [T, ...].
 
     Args:
         loss: (params, batch) -> [].
@@ -61,7 +61,7 @@ def minimise(
     *,
     method: Callable[[optax.Schedule], optax.GradientTransformation] = optax.adam,
 ) -> Params:
-    """Descends on losses of fresh batches; a bar shows the progress on terminals."""
+    """Minimises the loss by gradient descent; terminals show a progress bar."""
     warmup = min(100, config.steps // 10)
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, warmup, config.steps, config.learning_rate / 100

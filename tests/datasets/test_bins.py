@@ -1,4 +1,4 @@
-"""Bins: what each holds, and what is drawn of it."""
+"""Bins: the measures that each holds, and draws from bins."""
 
 import dataclasses
 import functools

@@ -51,7 +51,7 @@ def test_no_encoder_is_loaded_or_named_without_prompts(tmp_path, monkeypatch, re
     assert all("encoder" not in record for record in records(tmp_path / "out"))
     card = (tmp_path / "out/README.md").read_text()
     assert "* encoder: none\n" in card
-    assert "100 - 50 (0.5 x how much less typical of the generator" in card
+    assert "100 - 50 (0.5 x how much less typical the image is than random images" in card
     assert "d is the angle" not in card
 
 
@@ -63,4 +63,4 @@ def test_the_card_repeats_the_notice_and_the_whole_objective(tmp_path, make_conf
     card = (tmp_path / "out/README.md").read_text()
     assert f"\n\n{NOTICES['faces']}\n\n" in card
     assert '"no red") + 0.5 x the squared distance' in card
-    assert "+ 0.2 x how little the image differs" in card
+    assert "+ 0.2 x how similar the image is to recent good images" in card

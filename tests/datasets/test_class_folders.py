@@ -1,4 +1,4 @@
-"""Anybody's ImageFolders: what is read, and what users are told of folders that do not fit."""
+"""Reading of any ImageFolder, and the errors for folders that do not fit."""
 
 import json
 import subprocess
@@ -39,7 +39,7 @@ def test_read(tmp_path: Path) -> None:
 
     (folder / "metadata.jsonl").unlink()
     assert read_folder(folder).labels == ("a", "a", "b")
-    with pytest.raises(ConfigError, match="is missing, whose column 'colour'"):
+    with pytest.raises(ConfigError, match="is missing: write it, with a column 'colour'"):
         read_folder(folder, group="colour")
 
 
@@ -66,7 +66,7 @@ def test_mistakes_in_a_folder(tmp_path: Path) -> None:
     with pytest.raises(QDGSError, match="cannot be read"):
         read_folder(folder)
     (folder / "metadata.jsonl").write_text('{"file": 1}\n')
-    with pytest.raises(ConfigError, match="is not a line of JSON with a `file_name`"):
+    with pytest.raises(ConfigError, match="is not one line of JSON with a `file_name`"):
         read_folder(folder)
     with pytest.raises(ConfigError, match="holds no labelled images"):
         read_folder(tmp_path / "absent")

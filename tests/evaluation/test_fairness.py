@@ -1,4 +1,4 @@
-"""A classifier's fairness, against counts made by hand."""
+"""A classifier's fairness, from counts made by hand."""
 
 import statistics
 
@@ -49,7 +49,7 @@ def test_intervals_hold_the_measure_and_shrink() -> None:
         assert (low <= measured[name]).all()
         assert (measured[name] <= high).all()
         assert (many[name][1] - many[name][0] < 0.2 * (high - low)).all()
-    assert few["accuracy"][0, 2] < 0.7  # four of four right does not mean much
+    assert few["accuracy"][0, 2] < 0.7  # four of four correct images are little evidence
 
 
 def exact(right: int, total: int, level: float = 0.95) -> list[float]:

@@ -1,4 +1,4 @@
-"""Runs: one folder, one result, whatever interrupts it. With a toy generator and encoder."""
+"""Runs with a toy generator and encoder: interruptions do not change the result."""
 
 import csv
 import dataclasses
@@ -96,7 +96,7 @@ def test_a_signal_stops_at_a_checkpoint_and_resuming_changes_nothing(
     runs.sample(config, tmp_path / "whole")
 
     def interrupt(row: Row) -> None:
-        if row["generation"] == 6:  # not a generation that saves a checkpoint of itself
+        if row["generation"] == 6:  # a generation without a checkpoint of its own
             os.kill(os.getpid(), number)
 
     handler = signal.getsignal(number)

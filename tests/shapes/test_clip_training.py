@@ -1,4 +1,4 @@
-"""The training of the CLIP repeats to the bit, and the shipped one is what its card says."""
+"""The CLIP's training is reproducible bit for bit, and the built-in CLIP matches its card."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The training of the VAE repeats to the bit, and the shipped one is what its card says."""
+"""The VAE's training is reproducible bit for bit, and the built-in VAE matches its card."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Classifiers of colour-biased drawings, repaired by other images (QDGS, shapes domain).
+"""Repairs classifiers of colour-biased drawings by fine-tuning (QDGS, shapes domain).
 
 Besides what `qdgs_jax.evaluation.repair` writes, the folder has
 
@@ -43,16 +43,16 @@ from qdgs_jax.shapes import drawings as shapes
 def run_experiment(
     config: RepairConfig, search: Config, out: Path, *, resume: bool = False
 ) -> dict[str, Any]:
-    """Trains on biased drawings, repairs with each arm's images, tests on unbiased drawings.
+    """Trains on biased drawings, fine-tunes with each arm's images, tests on unbiased drawings.
 
     Args:
-        config: what is compared; its `search` is not read.
-        search: of the synthetic images. Their labels come from its bins, that is from measures;
-            each seed has a search and random samples of its own.
+        config: arms, biases and trainings; its `search` is not read.
+        search: the search for synthetic images. Its bins label them, by their measures. Each seed
+            has its own search and random samples.
         out: folder to write, or with `resume` to continue in.
 
     Returns:
-        What results.json holds.
+        The contents of results.json.
 
     Raises:
         ConfigError: the folder holds other results, the search has no bins of both shapes, or
@@ -63,7 +63,7 @@ def run_experiment(
     if labels != set(CLASSES):
         raise ConfigError(
             f"The bins of the search have the labels {', '.join(sorted(labels)) or '(none)'}, "
-            f"but the drawings are {' and '.join(CLASSES)}s: label its bins so."
+            f"but the drawings are {' and '.join(CLASSES)}s: give its bins these labels."
         )
     with interruptions_explained(out, again="run the same command with --resume"):
         claim_results(out, plan(config), resume=resume)
@@ -88,7 +88,7 @@ def run_experiment(
 
 
 def plan(config: RepairConfig) -> dict[str, Any]:
-    """What plan.json holds: the config without the path of the search's, which its runs hold."""
+    """The contents of plan.json: the config without the path of the search."""
     values = dataclasses.asdict(config)
     del values["search"]
     return {"config": values}
@@ -99,6 +99,6 @@ def _unbiased_test(drawings: shapes.Drawings) -> Test:
     of = np.asarray(drawings.shape * len(COLOURS) + drawings.colour)
     if missing := [name for group, name in enumerate(names) if group not in of]:
         raise ConfigError(
-            f"Among {len(of)} drawings to test on, none is a {missing[0]}: raise `test_images`."
+            f"None of the {len(of)} test drawings is a {missing[0]}: raise `test_images`."
         )
     return Test(drawings.images, Groups(names, np.array([0, 0, 1, 1]), of), CLASSES)

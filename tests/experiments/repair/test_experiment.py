@@ -108,9 +108,9 @@ def make_search(*, range: Any = "auto") -> Config:
 
 
 def write_run(path: Path, config: Config) -> None:
-    """A finished search with one elite in each of four cells, but its word on the shapes swapped.
+    """A finished search with one elite in each of four cells, whose shape measures are swapped.
 
-    So labels that came from what was drawn would differ from those of the measures.
+    Labels by the drawn shapes would therefore differ from labels by the measures.
     """
     measures = np.array(list(itertools.product((-0.5, 0.5), repeat=2)), np.float32)
     path.mkdir(parents=True)
@@ -165,7 +165,7 @@ def test_experiment(out: Path) -> None:
     assert (out / "table.md").read_text().count("\n") == 2 + len(results["rows"])
     assert (out / "accuracy.png").stat().st_size > 10_000
 
-    # What is missing is made again, alike; the rest stays.
+    # Missing files are made again, with the same content; the others stay.
     path, kept = (out / f"results/bias-0.9-seed-{seed}.json" for seed in (1, 0))
     before, kept_text = json.loads(path.read_text()), kept.read_text()
     path.unlink()
@@ -239,7 +239,7 @@ def test_labels_come_from_the_measures(tmp_path: Path) -> None:
     synthetic = make_synthetic(TINY, make_search(), 0, prepare(tmp_path / "out"))
     elites, random = synthetic["qdgs"], synthetic["random"]
     assert len(elites) == len(random) == TINY.repair_images
-    # The run claims that small ones are large; random samples are scored as they are.
+    # The run's measures call small shapes large; random samples are scored correctly.
     small = np.asarray(largeness(elites.pixels / 255)) < 0
     assert np.array_equal(small, [label == "square" for label in elites.labels])
     small = np.asarray(largeness(random.pixels / 255)) < 0
@@ -253,13 +253,13 @@ def test_equal_weights() -> None:
 
 def test_search_needs_bins_of_both_shapes(tmp_path: Path) -> None:
     search = dataclasses.replace(make_search(), export=ExportConfig())
-    with pytest.raises(ConfigError, match="label its bins so"):
+    with pytest.raises(ConfigError, match="give its bins these labels"):
         repair.run_experiment(TINY, search, tmp_path / "out")
 
 
 def test_a_group_without_drawings_is_refused(tmp_path: Path) -> None:
     config = dataclasses.replace(TINY, test_images=2)
-    with pytest.raises(ConfigError, match=r"^Among 2 drawings to test on, none is a .*test_images"):
+    with pytest.raises(ConfigError, match=r"^None of the 2 test drawings is a .*test_images"):
         repair.run_experiment(config, make_search(), tmp_path / "out")
 
 
