@@ -17,7 +17,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import scipy.linalg  # type: ignore[import-untyped]  # noqa: F401  # loads the BLAS that XLA uses
+import scipy.linalg  # noqa: F401  # loads the BLAS that XLA uses
 import threadpoolctl  # type: ignore[import-untyped]
 from flax import struct
 
