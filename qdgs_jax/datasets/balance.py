@@ -1,16 +1,17 @@
 """What was asked of each bin of a dataset, and what it got."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydantic
 
 from qdgs_jax.config import BinConfig
 from qdgs_jax.datasets.image_folder import ImageTable
+from qdgs_jax.errors import QDGSError
 
 BALANCE = "balance.json"
 
@@ -103,7 +104,16 @@ def count_balance(
 
 
 def read_balance(out: Path) -> Balance:
-    """The balance of a finished dataset."""
-    counts = json.loads((out / BALANCE).read_text())
-    bins = tuple(BinBalance(**bin) for bin in counts.pop("bins"))
-    return Balance(**{**counts, "bins": bins, "empty_bins": tuple(counts["empty_bins"])})
+    """The balance of a finished dataset.
+
+    Raises:
+        QDGSError: its balance.json is damaged.
+    """
+    path = out / BALANCE
+    try:
+        if not path.is_file():
+            raise ValueError("no regular file")
+        return pydantic.TypeAdapter(Balance).validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:  # a ValidationError is a ValueError
+        reason = str(error).partition("\n")[0]
+        raise QDGSError(f"{path} is damaged ({reason}): delete it, and export again.") from None
