@@ -29,6 +29,8 @@ class BinBalance:
     """Elites in the bin; in a baseline, random samples in the bin."""
     distinct: int
     """Different elites among the images: fewer than `got` where elites had to be repeated."""
+    test: int | None = None
+    """Images for testing; None, and not in balance.json, where the dataset is not split."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,29 @@ class Balance:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        for bin in values["bins"]:
+            if bin["test"] is None:
+                del bin["test"]
+        return values
 
     def __str__(self) -> str:
+        """For people: images, copies among them, and bins that lack some."""
         done = f"{self.got} images, {self.written} of them new"
         if not self.written:
             done = f"All {self.got} images were there already, nothing changed"
+        if copies := sum(bin.got - bin.distinct for bin in self.bins):
+            done += f"; {self.got - copies} are different, the others are copies (`latent_row`)"
+        if tested := [bin for bin in self.bins if bin.test is not None]:
+            done += f"; {sum(bin.test or 0 for bin in tested)} are in `test`"
+            if lacking := [bin.name for bin in tested if bin.got and not bin.test]:
+                done += f", none of them of these bins: {', '.join(lacking)}"
         if self.empty_bins:
             done += f"; {self.asked} were asked for, but these bins are empty: "
             done += ", ".join(self.empty_bins)
+        if short := [bin for bin in self.bins if bin.asked and 0 < bin.got < bin.asked]:
+            done += f"; {self.asked} were asked for, but these bins have too few elites: "
+            done += ", ".join(f"{bin.name} ({bin.got} of {bin.asked})" for bin in short)
         return f"{done}."
 
 
@@ -89,6 +105,7 @@ def count_balance(
             got=int((table.bin == number).sum()),
             available=int((available == number).sum()),
             distinct=len(np.unique(table.latent_row[table.bin == number])),
+            test=None if table.part is None else int(table.part[table.bin == number].sum()),
         )
         for number, bin in enumerate(bins)
     )

@@ -192,9 +192,9 @@ def _finish(out: Path, header: dict[str, Any], table: ImageTable, texts: dict[st
 
 
 def _require_same(out: Path, found: dict[str, Any], header: dict[str, Any]) -> None:
-    if different := [key for key in header if found.get(key) != header[key]]:
+    if different := [key for key in header | found if found.get(key) != header.get(key)]:
         raise QDGSError(
-            f"{out} holds another dataset (other {', '.join(different)}): "
+            f"{out} holds another dataset (other {', '.join(different[:5])}): "
             "choose another folder, or delete this one."
         )
 
