@@ -180,7 +180,7 @@ def baseline(
     balance = dataset.baseline(
         overrides,
         out,
-        count=count or overrides.export.count,
+        count=overrides.export.count if count is None else count,
         seed=overrides.seed,
         nearest_bin=nearest_bin,
     )

@@ -38,6 +38,13 @@ class LabelledImages:
         )
         return LabelledImages(self.pixels[rows], *names)
 
+    def repeated(self, count: int) -> "LabelledImages":
+        """`count` images, in their order, of which none is repeated twice before each is once.
+
+        Repeats are spread evenly over the order, and so over the bins of a dataset.
+        """
+        return self.take(np.arange(count) * len(self) // count)
+
 
 def read_folder(folder: str | Path, *, group: str | None = None) -> LabelledImages:
     """Reads an ImageFolder; the first folder of each path is the label.

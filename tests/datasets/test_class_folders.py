@@ -37,6 +37,10 @@ def test_read(tmp_path: Path) -> None:
     assert some.groups == ("5", "red", "5")
     assert some.pixels[:, 0, 0, 0].tolist() == [3, 0, 3]
 
+    assert images.repeated(6).labels == ("b", "b", "unlabelled", "a", "a", "a")
+    assert images.repeated(6).pixels[:, 0, 0, 0].tolist() == [0, 0, 1, 2, 2, 3]
+    assert images.repeated(4).labels == images.labels
+
     (folder / "metadata.jsonl").unlink()
     assert read_folder(folder).labels == ("a", "a", "b", "unlabelled")
     with pytest.raises(ConfigError, match=r"is missing, whose column 'colour'.*: add it"):
