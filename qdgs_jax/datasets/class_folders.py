@@ -11,7 +11,7 @@ import numpy as np
 
 from qdgs_jax.datasets import listing
 from qdgs_jax.datasets.image_files import read_image
-from qdgs_jax.datasets.listing import Entry
+from qdgs_jax.datasets.listing import Entry, top
 from qdgs_jax.errors import ConfigError, did_you_mean
 
 UNLABELLED = "unlabelled"
@@ -68,12 +68,12 @@ def read_folder(folder: str | Path, *, group: str | None = None) -> LabelledImag
         entries = listing.read_metadata(folder, group)
     else:
         entries = listing.find_images(folder, group)
-    if unplaced := [entry.path for entry in entries if len(entry.path.parts) < 2]:
+    if unplaced := [entry.path for entry in entries if "/" not in entry.path]:
         raise ConfigError(
             f"{folder / unplaced[0]} has no class: put the images of each class in a folder "
             "named after it."
         )
-    kept = [entry for entry in entries if not (entry.in_no_bin and _label(entry) == UNLABELLED)]
+    kept = [entry for entry in entries if not (entry.in_no_bin and top(entry.path) == UNLABELLED)]
     if left_out := len(entries) - len(kept):
         warnings.warn(
             f"{left_out} images of {folder / UNLABELLED} lie in no bin and are left out.",
@@ -81,7 +81,7 @@ def read_folder(folder: str | Path, *, group: str | None = None) -> LabelledImag
         )
     if not kept:
         raise ConfigError(f"{folder} holds no labelled images: name another folder.")
-    labels = tuple(_label(entry) for entry in kept)
+    labels = tuple(top(entry.path) for entry in kept)
     groups = _groups(folder, kept, group) if group else ()
     _require_text(folder, {*labels, *groups})
     return LabelledImages(_read_images([folder / entry.path for entry in kept]), labels, groups)
@@ -119,10 +119,6 @@ def require_fit(
             "the classifier fewer `channels`."
         )
     return classes
-
-
-def _label(entry: Entry) -> str:
-    return entry.path.parts[0]
 
 
 def _groups(folder: Path, entries: Sequence[Entry], column: str) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 """Pillow's other formats are not tried: to decode EPS it runs Ghostscript."""
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 MAX_PIXELS = 2**26
-"""8192 x 8192: decoded and converted, an image takes less than 1 GiB."""
+"""8192 x 8192: decoded and converted, an image takes less than 2 GiB."""
 
 
 def read_image(path: Path) -> np.ndarray:

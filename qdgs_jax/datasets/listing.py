@@ -8,9 +8,10 @@ import dataclasses
 import functools
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import pydantic_core
@@ -21,7 +22,7 @@ from qdgs_jax.errors import ConfigError, QDGSError, did_you_mean
 METADATA = "metadata.jsonl"
 JUNK = frozenset({"__macosx", "@eadir", "$recycle.bin", "thumbs.db", "desktop.ini"})
 """What systems leave in folders, in lower case; what begins with a dot is ignored too."""
-MAX_IMAGES = 2**22
+MAX_IMAGES = 2**21
 MAX_LINE = 2**20  # bytes
 
 
@@ -29,8 +30,8 @@ MAX_LINE = 2**20  # bytes
 class Entry:
     """An image that a folder lists."""
 
-    path: Path
-    """Relative to the folder."""
+    path: str
+    """Relative to the folder, with "/"."""
     group: str = ""
     """Empty where none is named."""
     in_no_bin: bool = False
@@ -48,9 +49,9 @@ def find_images(folder: Path, group: str | None) -> list[Entry]:
     if not folder.is_dir():
         raise ConfigError(f"{folder} holds no labelled images: name another folder.")
     images, others, links = _walk(folder)
-    others = [path for path in others if len(path.parts) > 1]
-    classes = {path.parts[0] for path in images if len(path.parts) == 2}
-    parts = {path.parts[0] for path in others if path.parts[1:] == (METADATA,)} - classes
+    others = [path for path in others if "/" in path]
+    classes = {top(path) for path in images if path.count("/") == 1}
+    parts = {top(path) for path in others if path == f"{top(path)}/{METADATA}"} - classes
     if parts:
         raise ConfigError(
             f"{folder} is divided, each part with a {METADATA}: name one, such as "
@@ -66,7 +67,7 @@ def find_images(folder: Path, group: str | None) -> list[Entry]:
     if links:
         raise ConfigError(f"{folder / links[0]} is a link to a folder: put a copy there.")
     known = ", ".join(sorted(SUFFIXES))
-    if lost := sorted({path.parts[0] for path in others} - {path.parts[0] for path in images}):
+    if lost := sorted({top(path) for path in others} - {top(path) for path in images}):
         raise ConfigError(
             f"No file of the class {folder / lost[0]} is named like an image ({known}): convert "
             "its images, or remove it."
@@ -96,7 +97,7 @@ def read_metadata(folder: Path, group: str | None) -> list[Entry]:
     """
     metadata = folder / METADATA
     require_inside = _guard(folder)
-    require_inside(Path(METADATA))
+    require_inside(METADATA)
     if not metadata.is_file():
         raise ConfigError(f"{metadata} is not a regular file: replace it.")
     entries = []
@@ -121,6 +122,11 @@ def read_metadata(folder: Path, group: str | None) -> list[Entry]:
             stacklevel=3,
         )
     return entries
+
+
+def top(path: str) -> str:
+    """The first folder of a path, which is the class; the file itself where it is in none."""
+    return path.partition("/")[0]
 
 
 def shorten(text: str) -> str:
@@ -152,9 +158,9 @@ def _records(metadata: Path, file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _entry(folder: Path, record: dict[str, Any], group: str | None, number: int) -> Entry:
     name = record["file_name"].replace("\\", "/")  # as written on Windows
-    foreign = "\0" in name or PureWindowsPath(name).drive
-    path = Path("..") if foreign else Path(os.path.relpath(os.path.join(folder, name), folder))
-    if path.parts[:1] == ("..",):
+    base = os.path.abspath(folder)
+    path = os.path.normpath(os.path.join(base, name))
+    if not path.startswith(base + os.sep) or "\0" in name or re.match("[A-Za-z]:", name):
         raise ConfigError(
             f"Line {number} of {folder / METADATA} names {shorten(ascii(name))}, which is not in "
             "the folder: use names relative to it."
@@ -167,36 +173,38 @@ def _entry(folder: Path, record: dict[str, Any], group: str | None, number: int)
         )
     empty = value is None or (isinstance(value, float) and math.isnan(value))
     return Entry(
-        path,
+        path[len(base) + 1 :].replace(os.sep, "/"),
         group="" if empty else str(value).strip(),
         in_no_bin="bin" in record and record["bin"] is None,
     )
 
 
-def _walk(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
+def _walk(folder: Path) -> tuple[list[str], list[str], list[str]]:
     """Sorted paths of images, other files, and links to folders; relative, without hidden ones."""
-    images: list[Path] = []
-    others: list[Path] = []
-    links: list[Path] = []
-    folders = [Path()]
+    images: list[str] = []
+    others: list[str] = []
+    links: list[str] = []
+    folders = [""]
     try:
         while folders:
             here = folders.pop()
             with os.scandir(folder / here) as items:
                 for item in items:
-                    path = here / item.name
+                    path = here + item.name
                     if item.name.startswith(".") or item.name.lower() in JUNK:
                         continue
                     if item.is_dir():
-                        (links if item.is_symlink() else folders).append(path)
-                    elif path.suffix.lower() in SUFFIXES:
+                        links.append(path) if item.is_symlink() else folders.append(path + "/")
+                    elif os.path.splitext(item.name)[1].lower() in SUFFIXES:
                         images.append(path)
                     else:
                         others.append(path)
                     _require_few(folder, len(images) + len(others) + len(folders))
     except OSError as error:
         raise QDGSError(f"{folder} cannot be read ({error.strerror}): check it.") from None
-    return sorted(images), sorted(others), sorted(links)
+    for paths in (images, others, links):
+        paths.sort(key=lambda path: path.split("/"))
+    return images, others, links
 
 
 def _require_few(folder: Path, images: int) -> None:
@@ -204,15 +212,20 @@ def _require_few(folder: Path, images: int) -> None:
         raise ConfigError(f"{folder} lists more than {MAX_IMAGES:,} files: divide it.")
 
 
-def _guard(folder: Path) -> Callable[[Path], None]:
+def _guard(folder: Path) -> Callable[[str], None]:
     """Raises ConfigError for a path, relative to `folder`, whose links lead out of it."""
     base = os.path.realpath(folder)
-    real = functools.cache(os.path.realpath)  # of the few folders that hold the many images
 
-    def require_inside(path: Path) -> None:
-        whole = folder / path
-        target = os.path.realpath(whole) if whole.is_symlink() else real(whole.parent)
-        if os.path.commonpath([base, target]) != base:
-            raise ConfigError(f"{whole} leads out of its folder: put a copy there.")
+    def is_inside(path: str) -> bool:
+        return os.path.commonpath([base, os.path.realpath(path)]) == base
+
+    is_inside_folder = functools.cache(is_inside)  # few folders hold the many images
+
+    def require_inside(path: str) -> None:
+        whole = os.path.join(base, path)
+        if not is_inside_folder(os.path.dirname(whole)) or (
+            os.path.islink(whole) and not is_inside(whole)
+        ):
+            raise ConfigError(f"{folder / path} leads out of its folder: put a copy there.")
 
     return require_inside
