@@ -14,6 +14,7 @@ from qdgs_jax.datasets.image_folder import ImageTable
 from qdgs_jax.errors import QDGSError
 
 BALANCE = "balance.json"
+MAX_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,8 @@ def read_balance(out: Path) -> Balance:
     """
     path = out / BALANCE
     try:
-        if not path.is_file():
-            raise ValueError("no regular file")
+        if not path.is_file() or path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"no regular file of at most {MAX_BYTES:,} bytes")
         return pydantic.TypeAdapter(Balance).validate_json(path.read_bytes())
     except (OSError, ValueError) as error:  # a ValidationError is a ValueError
         reason = str(error).partition("\n")[0]
