@@ -25,7 +25,7 @@ from qdgs_jax.datasets.plan import make_header, make_table
 from qdgs_jax.errors import ConfigError, QDGSError
 from qdgs_jax.generators import Generator
 from qdgs_jax.problem import load_problem
-from qdgs_jax.runs.results import Run, load_run
+from qdgs_jax.runs.results import Elites, Run, load_run
 from qdgs_jax.typing import Latents, Params
 
 MAX_IMAGES = 10_000_000
@@ -91,17 +91,8 @@ def export(
     if image_folder.claim(out, header):
         return read_balance(out)
 
-    table = make_table(
-        config,
-        header,
-        bins,
-        bin=bin[rows],
-        latent_row=rows,
-        cell=elites.index[rows],
-        objective=elites.objective[rows],
-        measures=elites.measures[rows],
-        part=part,
-    )
+    columns = _columns(elites, rows)
+    table = make_table(config, header, bins, bin=bin[rows], part=part, **columns)
     size = config.search.chunk_size
 
     def latents(start: int) -> np.ndarray:
@@ -192,6 +183,15 @@ def _assign_elites(
             "`min_objective`, widen the bins, or search longer."
         )
     return bin, int(below.sum())
+
+
+def _columns(elites: Elites, rows: np.ndarray) -> dict[str, np.ndarray]:
+    return {
+        "latent_row": rows,
+        "cell": elites.index[rows],
+        "objective": elites.objective[rows],
+        "measures": elites.measures[rows],
+    }
 
 
 def _load_generator(
