@@ -125,7 +125,7 @@ def _overlaps(points: np.ndarray) -> dict[str, float]:
 def judge_folder(folder: Path) -> Iterator[tuple[Path, Judgement]]:
     """Evaluates every PNG below a folder, in the order of their paths."""
     for path in sorted(folder.rglob("*.png")):
-        with Image.open(path) as image:
+        with Image.open(path, formats=["PNG"]) as image:
             yield path, judge(np.asarray(image.convert("RGB")))
 
 

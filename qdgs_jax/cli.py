@@ -126,6 +126,8 @@ def export(
     count: int | None = None,
     min_objective: float | None = None,
     seed: int = 0,
+    no_repeat: bool = False,
+    test_share: float | None = None,
 ) -> None:
     """Render a balanced dataset from the elites of a run.
 
@@ -135,10 +137,21 @@ def export(
         count: images; the config's export.count if not given.
         min_objective: leave out elites below it; the config's export.min_objective if not given.
         seed: seed of the choice among elites.
+        no_repeat: show no elite twice; bins with too few elites get fewer images.
+        test_share: share of the images in a folder `test`, such as 0.2, the others in `train`;
+            copies of an elite stay together.
     """
     from qdgs_jax.datasets import export as dataset
 
-    balance = dataset.export(run, out, count=count, min_objective=min_objective, seed=seed)
+    balance = dataset.export(
+        run,
+        out,
+        count=count,
+        min_objective=min_objective,
+        seed=seed,
+        no_repeat=no_repeat,
+        test_share=test_share,
+    )
     _tell({"dataset": str(out), **balance.as_dict()}, str(balance))
 
 
@@ -167,7 +180,7 @@ def baseline(
     balance = dataset.baseline(
         overrides,
         out,
-        count=count or overrides.export.count,
+        count=overrides.export.count if count is None else count,
         seed=overrides.seed,
         nearest_bin=nearest_bin,
     )

@@ -61,6 +61,15 @@ def test_sample_and_export(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         with Image.open(out / record["file_name"]) as image:
             assert image.size == (128, 128)
 
+    options = ["--count", "12", "--no-repeat", "--test-share", "0.25"]
+    assert run_command(["export", str(run), str(tmp_path / "split"), *options]) == 0
+    balance = json.loads(capsys.readouterr().out)
+    assert all(bin["got"] == bin["distinct"] for bin in balance["bins"])
+    tables = [tmp_path / "split" / part / "metadata.jsonl" for part in ("train", "test")]
+    sizes = [len(table.read_text().splitlines()) for table in tables]
+    assert sizes[1] == sum(bin["test"] for bin in balance["bins"]) > 0
+    assert sum(sizes) == balance["got"]
+
 
 def test_baseline_has_the_layout_of_an_export(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -68,6 +77,8 @@ def test_baseline_has_the_layout_of_an_export(
     out = tmp_path / "random"
     assert run_command(["baseline", CONFIG, str(out), "--count", "20", *SMALL]) == 0
     assert json.loads(capsys.readouterr().out)["got"] == 20
+    assert run_command(["baseline", CONFIG, str(tmp_path / "none"), "--count", "0", *SMALL]) == 2
+    assert "ask for 1 or more" in told(capsys)
     assert {"metadata.jsonl", "manifest.json", "balance.json", "README.md"} <= {
         path.name for path in out.iterdir()
     }

@@ -1,10 +1,16 @@
-"""The README.md of a dataset: what it is, how it was made, and what it is not."""
+"""The README.md of a dataset: what it is, how it was made, and what it is not.
 
+Its header says to Hugging Face `datasets` which files are which split and what the columns are:
+otherwise class folders named like splits ("train", "test") would be read as splits.
+"""
+
+import json
 from collections.abc import Iterator
 from typing import Any
 
 from qdgs_jax import generators
 from qdgs_jax.config import NOTICES
+from qdgs_jax.datasets.image_folder import METADATA, ImageTable
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
@@ -17,6 +23,12 @@ tags:
 - synthetic
 size_categories:
 - {size}
+configs:
+- config_name: default
+  data_files:
+{data_files}
+  features:
+{features}
 ---
 
 # {got} synthetic images of {generator}
@@ -33,16 +45,17 @@ Each PNG is marked as such (XMP `DigitalSourceType`: `trainedAlgorithmicMedia`).
 
 Asked for {asked} images, got {got}.{shortfall}
 
-| bin | class | asked | got | different latents |
-|---|---|---:|---:|---:|
 {bins}
 
 {left_out}
 
 ## Columns
 
+`datasets.load_dataset("PATH OF THIS FOLDER")` of Hugging Face reads images and columns.
+
 `metadata.jsonl` has one record an image. `label` is the position of `label_name` among the sorted
 class folders, `latent_row` is {latent_row}.
+Images with the same `latent_row` are copies: {copies}.
 
 {measures}
 * `objective`: 100 - 50 ({loss}); higher is better
@@ -65,7 +78,21 @@ texts, separated by `|`, it is the sum of their angles.
 """
 
 
-def card(header: dict[str, Any], balance: dict[str, Any]) -> str:
+TYPES = {
+    "id": "int64",
+    "label_name": "string",
+    "bin": "string",
+    "cell": "int64",
+    "latent_row": "int64",
+    "generator": "string",
+    "encoder": "string",
+    "seed": "int64",
+    "synthetic": "bool",
+}
+"""Types of columns; the others are float64."""
+
+
+def card(header: dict[str, Any], balance: dict[str, Any], table: ImageTable) -> str:
     """Fills the card.
 
     Args:
@@ -74,7 +101,6 @@ def card(header: dict[str, Any], balance: dict[str, Any]) -> str:
     """
     config, generator, encoder = header["config"], header["generator"], header["encoder"]
     free = config["generator"]["model"] in generators.BUILT_IN  # trained on the project's drawings
-    empty = ", ".join(balance["empty_bins"])
     steered = header.get("archive_sha256") is not None
     return CARD.format(
         license="cc0-1.0" if free else "other\nlicense_name: that-of-the-generator",
@@ -93,7 +119,14 @@ def card(header: dict[str, Any], balance: dict[str, Any]) -> str:
         made_by=header["made_by"],
         asked=balance["asked"],
         got=balance["got"],
-        shortfall=f" Nothing was found for these bins: {empty}." if empty else "",
+        shortfall="".join(_shortfall(balance)),
+        copies=(
+            "keep them together when you split the dataset"
+            if table.part is None
+            else "`train` and `test` share none"
+        ),
+        data_files="\n".join(_data_files(table)),
+        features="\n".join(_features(table)),
         bins="\n".join(_bins(balance)),
         left_out=_left_out(balance) if steered else _unlabelled(balance),
         latent_row=(
@@ -108,6 +141,26 @@ def card(header: dict[str, Any], balance: dict[str, Any]) -> str:
     )
 
 
+def _data_files(table: ImageTable) -> Iterator[str]:
+    for root in table.roots:
+        paths = [root + METADATA, f"{root}**/*.png"]
+        yield f"  - {_yaml({'split': root.rstrip('/') or 'train', 'path': paths})}"
+
+
+def _features(table: ImageTable) -> Iterator[str]:
+    classes = {str(number): label for number, label in enumerate(table.labels)}
+    types = TYPES | {"file_name": "image", "label": {"class_label": {"names": classes}}}
+    for column in table.record(0):
+        name = "image" if column == "file_name" else column
+        yield f"  - {_yaml({'name': name, 'dtype': types.get(column, 'float64')})}"
+
+
+def _yaml(value: Any) -> str:
+    """JSON is YAML, so that no text is read as a number or a truth value, but for its escapes."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in text)
+
+
 def _losses(objective: dict[str, Any]) -> Iterator[str]:
     if objective["positive"]:
         yield f'd(image, "{objective["positive"]}") - d(image, "{objective["negative"]}")'
@@ -119,10 +172,23 @@ def _losses(objective: dict[str, Any]) -> Iterator[str]:
         yield f"{weight:g} x how much less typical the image is than random images of the generator"
 
 
+def _shortfall(balance: dict[str, Any]) -> Iterator[str]:
+    if empty := ", ".join(balance["empty_bins"]):
+        yield f" Nothing was found for these bins: {empty}."
+    if any(bin["asked"] and 0 < bin["got"] < bin["asked"] for bin in balance["bins"]):
+        yield " No elite is shown twice, and some bins have too few."
+
+
 def _bins(balance: dict[str, Any]) -> Iterator[str]:
+    """A table; its column `test` only where the dataset is split."""
+    split = "test" in balance["bins"][0]
+    yield "| bin | class | asked | got | different latents |" + " of it in `test` |" * split
+    yield "|---|---|---:|---:|---:|" + "---:|" * split
     for bin in balance["bins"]:
         asked = "-" if bin["asked"] is None else bin["asked"]
-        yield f"| {bin['name']} | {bin['label']} | {asked} | {bin['got']} | {bin['distinct']} |"
+        row = [bin["name"], bin["label"], asked, bin["got"], bin["distinct"]]
+        row += [bin["test"]] if split else []
+        yield f"| {' | '.join(map(str, row))} |"
 
 
 def _left_out(balance: dict[str, Any]) -> str:

@@ -42,6 +42,7 @@ def make_table(
     bins: Sequence[BinConfig],
     *,
     bin: np.ndarray,
+    part: np.ndarray | None = None,
     **columns: np.ndarray,
 ) -> ImageTable:
     """The table of images; the label of an image follows from its bin.
@@ -49,6 +50,7 @@ def make_table(
     Args:
         header: of `make_header`.
         bin: position in `bins` of each image, [N], -1 for none.
+        part: as in `ImageTable`.
         columns: the other columns of an `ImageTable`.
     """
     names = {bin.label for bin in bins} | ({UNLABELLED} if (bin < 0).any() else set())
@@ -67,5 +69,6 @@ def make_table(
         bin=bin,
         measure_names=tuple(measure.name for measure in config.measures),
         constants={**models, "seed": header["seed"], "synthetic": True},
+        part=part,
         **columns,
     )

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from tqdm import tqdm
 
 from qdgs_jax.config import Config
@@ -65,8 +64,8 @@ def make_synthetic(
     dataset.export(run, elites, count=count, seed=seed)
     dataset.baseline(found, random, count=count, seed=search.seed, nearest_bin=True)
     sets = {"qdgs": read_folder(elites, group="bin"), "random": read_folder(random, group="bin")}
-    # If bins are empty, elites are repeated: all arms have equally many images and updates.
-    return {name: images.take(np.arange(count) % len(images)) for name, images in sets.items()}
+    # If bins are empty, elites of all others repeat: all arms have equally many images and updates.
+    return {name: images.repeated(count) for name, images in sets.items()}
 
 
 def make_arms(
