@@ -11,6 +11,7 @@ table.md         the same as a table
 import dataclasses
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -76,6 +77,7 @@ def repair_folders(
         for name, path in folders.items()
     }
     classes = require_fit(read, folders, halvings=len(config.classifier.channels))
+    _warn_of_seen(read, folders)
     names = {name: str(path) for name, path in folders.items()}
     plan = {"config": dataclasses.asdict(config), "folders": names, "group": group}
     with interruptions_explained(out, again="run the same command with --resume"):
@@ -89,6 +91,19 @@ def repair_folders(
         )
         write_results(out, results)
     return results
+
+
+def _warn_of_seen(read: Mapping[str, LabelledImages], folders: Mapping[str, Path]) -> None:
+    """Warns of test images that are also trained on: their accuracy says nothing of new images."""
+    tested = [image.tobytes() for image in read["test"].pixels]
+    for name in read.keys() - {"test"}:
+        seen = {image.tobytes() for image in read[name].pixels}
+        if same := sum(image in seen for image in tested):
+            warnings.warn(
+                f"{same} of the {len(tested)} test images are also in {folders[name]}: test on "
+                "others, or the accuracy is that of known images.",
+                stacklevel=3,
+            )
 
 
 def as_data(images: LabelledImages, classes: Sequence[str]) -> Data:

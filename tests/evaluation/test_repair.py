@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from qdgs_jax.cli import run_command
-from qdgs_jax.evaluation.repair import AFTER, BEFORE
+from qdgs_jax.evaluation.repair import AFTER, BEFORE, repair_folders
 from qdgs_jax.training import classifier
+from qdgs_jax.training.config import TrainConfig
 
 SIZE = 12
 
@@ -20,7 +21,7 @@ def write_folder(path: Path, *, count: int, bias: float) -> Path:
     random, lines = np.random.default_rng(count), []
     for i in range(count):
         label, red = ("cat", "dog")[i % 2], (random.random() < bias) == (i % 2 == 0)
-        pixels = np.full((SIZE, SIZE, 3), 255, np.uint8)
+        pixels = random.integers(220, 256, (SIZE, SIZE, 3), np.uint8)  # no image is another's copy
         left = random.integers(0, 3) + (6 if label == "dog" else 0)
         pixels[4:8, left : left + 4] = (255, 0, 0) if red else (0, 0, 255)
         name = f"{label}/{i}.png"
@@ -66,6 +67,18 @@ def test_folders(
     assert again["rows"] == results["rows"]
     assert run_command([*command, "--resume", "--training.epochs", "2"]) == 2
     assert "another config" in capsys.readouterr().err
+
+
+def test_test_images_that_are_trained_on_are_counted(
+    folders: dict[str, str], tmp_path: Path
+) -> None:
+    paths = {"train": Path(folders["train"]), "test": Path(folders["test"])}
+    with pytest.raises(
+        UserWarning, match=r"^40 of the 40 test images are also in .*/test: "
+    ):
+        repair_folders(
+            TrainConfig(), tmp_path / "out", group="colour", repair=paths["test"], **paths
+        )
 
 
 def test_interruption_tells_how_to_go_on(
