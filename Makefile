@@ -27,7 +27,7 @@ test: $(VENV)/installed-test  ## install, run all tests but the slow ones
 
 .PHONY: slow
 slow: $(VENV)/installed-test  ## run the tests that take long
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m slow
 
 .PHONY: check
 check: $(VENV)/installed-test  ## lint, formatting, types

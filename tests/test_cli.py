@@ -89,6 +89,7 @@ def generations_of(run: Path) -> list[str]:
         return [row["generation"] for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_bit_for_bit(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-c", "from qdgs_jax.cli import main; main()"]

@@ -15,7 +15,8 @@ EXAMPLES = {
         re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     )
 }
-SLOW = "README.md-0"  # the demo's search
+DEMO, SEARCH = "README.md-0", "own_loop.md-0"  # the demo's config, which takes a while
+SLOW = pytest.param(SEARCH, marks=pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +26,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("example", [name for name in EXAMPLES if name != SLOW])
+@pytest.mark.parametrize("example", [*sorted(EXAMPLES.keys() - {DEMO, SEARCH}), SLOW])
 def test_example(example: str) -> None:
     names: dict = {}
     exec(EXAMPLES[example], names)
@@ -38,12 +39,14 @@ def test_example(example: str) -> None:
         assert all(low < high for low, high in (m.range for m in problem.config.measures))
 
 
+@pytest.mark.slow
 def test_own_generator(folder: Path) -> None:
     names = runpy.run_path(str(ROOT / "examples/own_generator.py"))
     assert names["summary"]["elites"] > 100
     assert len(list((folder / "dataset").glob("*/*.png"))) == names["config"].export.count
 
 
+@pytest.mark.slow
 def test_qdax_map_elites() -> None:
     names = runpy.run_path(str(ROOT / "examples/qdax_map_elites.py"))
     assert names["repertoire"].state.count > 5000
@@ -51,7 +54,7 @@ def test_qdax_map_elites() -> None:
 
 @pytest.mark.slow
 def test_three_lines_make_a_dataset(folder: Path) -> None:
-    exec(EXAMPLES[SLOW], {})
+    exec(EXAMPLES[DEMO], {})
     assert len(list((folder / "dataset").glob("*/*.png"))) == 1000
 
 

@@ -18,10 +18,8 @@ from qdgs_jax.search import Search, SearchState, init, make_search, run, step
 
 D, SAMPLES = 6, 20
 GRID = GridArchive(cells=(10, 10), lower=(-6.0, -6.0), upper=(6.0, 6.0))
-ALGORITHMS = [
-    "map_elites", "map_elites_line", "cma_me", "cma_mae", "omg_mega", "cma_mega", "cma_maega",
-]  # fmt: skip
 FAMILIES = ["map_elites_line", "cma_me", "cma_maega"]
+OTHERS = ["map_elites", "cma_mae", "omg_mega", "cma_mega"]
 run_jitted = jax.jit(run, static_argnums=(0, 3))
 
 
@@ -44,7 +42,11 @@ def score_with_jacobian(
     return scores.replace(jacobian=jacobian), memory
 
 
-@pytest.fixture(params=FAMILIES)
+def slow(*algorithms: str) -> list:
+    return [pytest.param(algorithm, marks=pytest.mark.slow) for algorithm in algorithms]
+
+
+@pytest.fixture(params=[*slow(*FAMILIES[:2]), FAMILIES[2]])
 def search(request: pytest.FixtureRequest) -> Search:
     return toy(algorithm=request.param)
 
@@ -67,7 +69,7 @@ def assert_equal(left: object, right: object) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", [*FAMILIES, *slow(*OTHERS)])
 def test_every_algorithm_fills_the_archive_and_counts_its_evaluations(algorithm: str) -> None:
     search, calls = toy(algorithm=algorithm), []
     counted = dataclasses.replace(
@@ -171,6 +173,7 @@ def test_weights_are_arguments() -> None:
     assert len(text) < 1e6
 
 
+@pytest.mark.slow
 def test_runs_inside_somebody_elses_program() -> None:
     """Under jit with weights that are being trained, under vmap over seeds, through a scan."""
     search = toy(algorithm="cma_me")
@@ -227,6 +230,7 @@ def test_scores_that_are_not_finite_are_left_out_and_counted(search: Search) -> 
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.emitter))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slope", [0.0, 10.0], ids=["noise", "endless slope"])
 def test_ten_thousand_generations_in_float32(slope: float) -> None:
     """Rankings that make sigma or the covariance diverge lead to a restart.

@@ -97,6 +97,7 @@ def test_intervals_cover_what_they_say(truth: list[float]) -> None:
     assert min(covered.values()) > 0.95 - 3 * (0.95 * 0.05 / sets) ** 0.5, covered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [False, True])
 def test_intervals_over_seeds_cover_the_mean_of_seeds(shared: bool) -> None:
     """Seeds' accuracies vary; the same test images are hard for all seeds, or for each its own."""

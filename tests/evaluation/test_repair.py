@@ -73,9 +73,7 @@ def test_test_images_that_are_trained_on_are_counted(
     folders: dict[str, str], tmp_path: Path
 ) -> None:
     paths = {"train": Path(folders["train"]), "test": Path(folders["test"])}
-    with pytest.raises(
-        UserWarning, match=r"^40 of the 40 test images are also in .*/test: "
-    ):
+    with pytest.raises(UserWarning, match=r"^40 of the 40 test images are also in .*/test: "):
         repair_folders(
             TrainConfig(), tmp_path / "out", group="colour", repair=paths["test"], **paths
         )

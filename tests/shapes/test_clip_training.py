@@ -26,6 +26,7 @@ BRIEF = CLIPTrainingConfig(
 )
 
 
+@pytest.mark.slow
 def test_training_repeats(tmp_path):
     for out in ("first", "again"):
         train_clip(tmp_path / out, seed=1, training=BRIEF)

@@ -19,6 +19,7 @@ BRIEF = VAETrainingConfig(
 )
 
 
+@pytest.mark.slow
 def test_training_repeats(tmp_path):
     for out in ("first", "again"):
         train_vae(tmp_path / out, seed=1, training=BRIEF)
