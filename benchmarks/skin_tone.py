@@ -1,4 +1,4 @@
-"""Does the search balance skin tones of a real generator of faces, by an independent measurement?
+"""Does the search balance skin tones of a real generator of faces, measured by scikit-image?
 
 Question: most random faces of a DCGAN trained on DigiFace1M are dark. How evenly does the exported
     set cover the six classes of the individual typology angle, and do its images still look like
