@@ -137,7 +137,7 @@ def write(
     """
     mark = _marks(str(header["made_by"]), str(table.constants["generator"]))
     written = 0
-    with folders.interruptions_explained(out, again=AGAIN):
+    with folders.interruptions_explained(out, again=AGAIN), folders.locked(out):
         for label in table.labels:  # an empty class keeps its place among the classes
             (out / label).mkdir(exist_ok=True)
         with tqdm(total=len(table), unit="image", desc=str(out), disable=None) as progress:
@@ -246,7 +246,7 @@ def _save_png(path: Path, pixels: np.ndarray, marks: PngInfo) -> None:
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, "png", pnginfo=marks)
     path.parent.mkdir(exist_ok=True)
-    files.write(path, content.getvalue())
+    files.write(path, content.getvalue(), durable=False)  # `_is_whole_png` and the manifest check
 
 
 def _is_whole_png(path: Path) -> bool:
