@@ -12,6 +12,7 @@ balanced dataset:
 The modules are the stages, in this order; each is useful alone:
 
     config          what a run is
+    search_config   how is searched
     folders         whose a folder is, and how it is resumed
     provenance      models, device, versions
     models          ports of generators and encoders, and safe readers of their checkpoints
@@ -41,7 +42,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qdgs_jax.archives import CVTArchive, GridArchive, cvt_centroids
-    from qdgs_jax.config import Config, SearchConfig, load_config
+    from qdgs_jax.config import Config, load_config
     from qdgs_jax.datasets.class_folders import read_folder
     from qdgs_jax.datasets.export import baseline, export
     from qdgs_jax.encoders import Encoder
@@ -53,10 +54,11 @@ if TYPE_CHECKING:
     from qdgs_jax.runs.sampling import sample
     from qdgs_jax.scoring import make_score
     from qdgs_jax.search import Search, SearchState, make_search
+    from qdgs_jax.search_config import SearchConfig
 
 _MODULES = {
     "archives": ("CVTArchive", "GridArchive", "cvt_centroids"),
-    "config": ("Config", "SearchConfig", "load_config"),
+    "config": ("Config", "load_config"),
     "datasets.class_folders": ("read_folder",),
     "datasets.export": ("baseline", "export"),
     "encoders": ("Encoder",),
@@ -68,6 +70,7 @@ _MODULES = {
     "runs.sampling": ("sample",),
     "scoring": ("make_score",),
     "search": ("Search", "SearchState", "make_search"),
+    "search_config": ("SearchConfig",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

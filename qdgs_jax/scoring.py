@@ -173,7 +173,9 @@ class ImageScore:
         )
 
 
-def make_score(config: Config, generator: Generator, encoder: Encoder | None) -> ImageScore:
+def make_score(
+    config: Config, generator: Generator, encoder: Encoder | None, *, allow_code: bool = False
+) -> ImageScore:
     """The score of a config: f = 100 - 50 L, and one measure for each of `config.measures`.
 
     L = L_p + w (max(||latent||, r) - r)^2 + v (1 - u) + t e: the prompt loss, what keeps latents
@@ -184,11 +186,16 @@ def make_score(config: Config, generator: Generator, encoder: Encoder | None) ->
     The reference renders and crops again for the objective and for each measure; here all of them
     see one image and one crop: cheaper, and less noisy. Functions of the image read it whole.
 
+    Args:
+        allow_code: whether measures may be functions of other packages; see `image_measures.load`.
+
     Raises:
         ConfigError: a measure's function does not exist or does not give one number an image.
     """
     functions = [
-        image_measures.load(measure, generator.image_size) if measure.function else None
+        image_measures.load(measure, generator.image_size, allow_code=allow_code)
+        if measure.function
+        else None
         for measure in config.measures
     ]
 
