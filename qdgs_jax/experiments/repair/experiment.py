@@ -10,11 +10,12 @@ accuracy.png     over biases (the experiment alone)
 search-SEED/, qdgs-SEED/, random-SEED/   the experiment's runs and synthetic images
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from qdgs_jax import files, generators, provenance
 from qdgs_jax.config import Config
 from qdgs_jax.datasets import class_folders as labelled_folder
 from qdgs_jax.datasets.class_folders import LabelledImages, read_folder
-from qdgs_jax.errors import ConfigError
+from qdgs_jax.errors import ConfigError, QDGSError
 from qdgs_jax.evaluation import fairness
 from qdgs_jax.evaluation.fairness import Groups
 from qdgs_jax.experiments.repair import figures
@@ -42,7 +43,8 @@ from qdgs_jax.experiments.repair.arms import (
     make_synthetic,
 )
 from qdgs_jax.experiments.repair.config import LABELS, RepairConfig
-from qdgs_jax.folders import claim, interruptions_explained, require_same_config
+from qdgs_jax.folders import claimed, interruptions_explained, require_same_config
+from qdgs_jax.schema import read_json
 from qdgs_jax.shapes import drawings as shapes
 from qdgs_jax.training import classifier
 from qdgs_jax.training.classifier import Data
@@ -87,8 +89,11 @@ def run_experiment(
             f"The bins of the search have the labels {', '.join(sorted(labels)) or '(none)'}, "
             f"but the drawings are {' and '.join(CLASSES)}s: label its bins so."
         )
-    with interruptions_explained(out, again="run the same command with --resume"):
-        _claim(out, {"config": _without_search(config)}, resume=resume)
+    plan = {"config": _without_search(config)}
+    with (
+        interruptions_explained(out, again="run the same command with --resume"),
+        _claimed(out, plan, resume=resume),
+    ):
         size = generators.load(search.generator.model)[0].image_size
         draw = functools.partial(draw_in_bytes, image_size=size)
         test = _unbiased_test(draw(jax.random.key(2**32 - 1), config.test_images, 0.5))
@@ -152,8 +157,10 @@ def repair_folders(
     classes = labelled_folder.require_fit(read, folders, halvings=len(config.classifier.channels))
     names = {name: str(path) for name, path in folders.items()}
     plan = {"config": _without_search(config), "folders": names, "group": group}
-    with interruptions_explained(out, again="run the same command with --resume"):
-        _claim(out, plan, resume=resume)
+    with (
+        interruptions_explained(out, again="run the same command with --resume"),
+        _claimed(out, plan, resume=resume),
+    ):
         data = {name: as_data(images, classes) for name, images in read.items()}
         tested = Test(data["test"].images, _groups(read["test"], classes), classes)
         arms = {AFTER: data["repair"]} if repair else {}
@@ -249,15 +256,20 @@ def _groups(images: LabelledImages, classes: Sequence[str]) -> Groups:
     return Groups(names, labels, np.array([known.index(pair) for pair in pairs]))
 
 
-def _claim(out: Path, plan: dict[str, Any], *, resume: bool) -> None:
-    """Makes `out` the folder of this plan, or checks that it is."""
-    if known := claim(out, "plan.json", holds="results", resume=resume):
-        before, now = json.loads(known.read_text()), json.loads(json.dumps(plan))
-        require_same_config(out, {key: before.get(key) for key in now}, now)
-        return
-    (out / "results").mkdir(parents=True)
-    text = json.dumps({**plan, **provenance.environment()}, indent=1) + "\n"
-    files.write(out / "plan.json", text)
+@contextlib.contextmanager
+def _claimed(out: Path, plan: dict[str, Any], *, resume: bool) -> Iterator[None]:
+    """Makes `out` the folder of this plan, or checks that it is; no other process writes in it."""
+    with claimed(out, "plan.json", holds="results", resume=resume) as known:
+        if known:
+            before, now = read_json(known), json.loads(json.dumps(plan))
+            if not isinstance(before, dict):
+                raise QDGSError(f"{known} is damaged: choose another folder.")
+            require_same_config(out, {key: before.get(key) for key in now}, now)
+        else:  # the plan first: it makes the folder one of results
+            text = json.dumps({**plan, **provenance.environment()}, indent=1) + "\n"
+            files.write(out / "plan.json", text)
+        (out / "results").mkdir(exist_ok=True)
+        yield
 
 
 def _without_search(config: TrainConfig) -> dict[str, Any]:
