@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdgs_jax import files, generators, provenance
-from qdgs_jax.config import BinConfig, Config
+from qdgs_jax.config import MAX_IMAGES, BinConfig, Config
 from qdgs_jax.datasets import image_folder
 from qdgs_jax.datasets.balance import BALANCE, Balance, count_balance, read_balance
 from qdgs_jax.datasets.bins import assign_bins, bins_of, draw_evenly, shares
@@ -98,7 +98,13 @@ def export(
 
 
 def baseline(
-    config: Config, out: str | Path, *, count: int, seed: int = 0, nearest_bin: bool = False
+    config: Config,
+    out: str | Path,
+    *,
+    count: int,
+    seed: int = 0,
+    nearest_bin: bool = False,
+    allow_code: bool = False,
 ) -> Balance:
     """Renders plain random latents as `export` renders elites: the same layout, nothing steered.
 
@@ -111,6 +117,7 @@ def baseline(
         count: images.
         seed: of latents and crops.
         nearest_bin: label an image that no bin holds by the nearest one.
+        allow_code: whether measures may be functions of other packages, which are imported.
 
     Raises:
         ConfigError: a bin cannot be a class folder, or the config asks for something impossible.
@@ -119,7 +126,7 @@ def baseline(
     out = Path(out)
     bins = bins_of(config)
     _require_numbers(count, seed)
-    problem = load_problem(config)
+    problem = load_problem(config, allow_code=allow_code)
     config, generator = problem.config, problem.generator
     header = make_header(
         config,
@@ -194,8 +201,10 @@ def _load_generator(
 
 
 def _require_numbers(count: int, seed: int) -> None:
-    if count < 1:
-        raise ConfigError(f"A dataset of {count} images is impossible: ask for 1 or more.")
+    if not 1 <= count <= MAX_IMAGES:
+        raise ConfigError(
+            f"A dataset of {count:,} images is impossible: ask for 1 to {MAX_IMAGES:,}."
+        )
     if seed < 0:
         raise ConfigError(f"The seed {seed} is negative: choose 0 or more.")
 
