@@ -148,6 +148,8 @@ def kill(command: Command, out: Path, chance: random.Random, *more: str) -> dict
     """Starts a command and sends it a signal; says when, and what became of it."""
     number, moment = chance.choice(SIGNALS), chance.choice(MOMENTS)
     file = chance.choice(FILES[command.name]) if moment == "a file" else ""
+    if file and (out / file).exists():  # since the kill before
+        file, moment = "", "any moment"
     share = chance.uniform(0, 0.3 if moment == "start-up" else 1.0)
     began = time.monotonic()
     with command.start(out, *more) as process:
