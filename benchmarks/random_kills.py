@@ -90,6 +90,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the results")
     options = parser.parse_args()
     chance = random.Random(options.seed)
+    # In a shell's background SIGINT is ignored, also by children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(root / "programs")

@@ -1,4 +1,4 @@
-"""The command `qdgs`: each subcommand is a few lines around one public function."""
+"""The command `qdgs`: each subcommand calls one public function."""
 
 import functools
 import importlib.metadata
@@ -35,7 +35,7 @@ _ANY_CONFIG = Config(
 
 
 def main() -> None:
-    """Runs the command line: status 0, 2 for a mistake in what was asked, 1 for what failed."""
+    """Runs the command line: status 0, 2 for a mistake in the command, 1 for a failure."""
     open_standard_files()
     sys.exit(run_command(sys.argv[1:]))
 
@@ -102,7 +102,7 @@ def sample(
     acknowledge_notice: bool = False,
     allow_code: bool = False,
 ) -> None:
-    """Search a generator's latents, into a run folder.
+    """Search a generator's latents and write a run folder.
 
     Args:
         config: TOML file; each of its values can be overridden by an option.
@@ -114,7 +114,7 @@ def sample(
     """
     _require_read(config, overrides)
     _require_acknowledged(overrides, acknowledge_notice)
-    from qdgs_jax.runs import sampling as runs  # jax is slow to import: only when there is work
+    from qdgs_jax.runs import sampling as runs  # jax is slow to import
 
     folder = out or Path("runs") / config.stem
     with progress(overrides.search.generations) as report:
@@ -136,6 +136,8 @@ def export(
     count: int | None = None,
     min_objective: float | None = None,
     seed: int = 0,
+    no_repeat: bool = False,
+    test_share: float | None = None,
 ) -> None:
     """Render a balanced dataset from the elites of a run.
 
@@ -145,10 +147,21 @@ def export(
         count: images; the config's export.count if not given.
         min_objective: leave out elites below it; the config's export.min_objective if not given.
         seed: seed of the choice among elites.
+        no_repeat: show no elite twice; bins with too few elites get fewer images.
+        test_share: share of the images in a folder `test`, such as 0.2, the others in `train`;
+            copies of an elite stay together.
     """
     from qdgs_jax.datasets import export as dataset
 
-    balance = dataset.export(run, out, count=count, min_objective=min_objective, seed=seed)
+    balance = dataset.export(
+        run,
+        out,
+        count=count,
+        min_objective=min_objective,
+        seed=seed,
+        no_repeat=no_repeat,
+        test_share=test_share,
+    )
     tell({"dataset": str(out), **balance.as_dict()}, str(balance))
 
 
@@ -168,7 +181,7 @@ def baseline(
         config: TOML file; each of its values can be overridden by an option.
         out: folder of the dataset.
         count: images; the config's export.count if not given.
-        nearest_bin: label images that no bin holds by the nearest one, instead of not at all.
+        nearest_bin: label images that no bin holds by the nearest bin; otherwise as `unlabelled`.
         acknowledge_notice: continue although the config has a notice.
         allow_code: import measures that are functions of other packages or of the working folder.
     """
@@ -179,7 +192,7 @@ def baseline(
     balance = dataset.baseline(
         overrides,
         out,
-        count=count or overrides.export.count,
+        count=overrides.export.count if count is None else count,
         seed=overrides.seed,
         nearest_bin=nearest_bin,
         allow_code=allow_code,
@@ -198,7 +211,7 @@ def train(
     out: Path = Path("runs/train"),
     resume: bool = False,
 ) -> None:
-    """Train a classifier on a folder of images, repair it with another, test it by group.
+    """Train a classifier on a folder of images, fine-tune it with another, and test it by group.
 
     Args:
         config: TOML file; each of its values can be overridden by an option.
@@ -215,9 +228,9 @@ def train(
             "Folders of images need all of --train, --test and --group: add what is missing, or "
             "run an experiment by `qdgs experiment repair CONFIG`."
         )
-    from qdgs_jax.experiments.repair import experiment
+    from qdgs_jax.evaluation.repair import repair_folders
 
-    results = experiment.repair_folders(
+    results = repair_folders(
         overrides, out, train=train, repair=repair, test=test, group=group, resume=resume
     )
     _tell_results(out, results)
@@ -230,7 +243,7 @@ def repair_experiment(
     out: Path | None = None,
     resume: bool = False,
 ) -> None:
-    """Repair classifiers that were trained on colour-biased drawings (QDGS, shapes domain).
+    """Repair classifiers trained on colour-biased drawings by fine-tuning (QDGS, shapes domain).
 
     Args:
         config: TOML file; each of its values can be overridden by an option.
@@ -293,9 +306,9 @@ def convert(
 
 
 def _require_acknowledged(config: Config, acknowledged: bool) -> None:
-    """Tells the config's notice, if it has one, to those who have not read it yet."""
+    """Refuses a config with a notice until the notice is acknowledged."""
     if config.notice and not acknowledged:
-        raise ConfigError(f"{NOTICES[config.notice]} Go on with --acknowledge-notice.")
+        raise ConfigError(f"{NOTICES[config.notice]} Continue with --acknowledge-notice.")
 
 
 def _require_read(config: Path, overrides: Config) -> None:

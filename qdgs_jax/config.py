@@ -1,4 +1,4 @@
-"""What a run is: frozen dataclasses, read from TOML, changed on the command line."""
+"""The options of a run: frozen dataclasses, read from TOML, changed on the command line."""
 
 import dataclasses
 import math
@@ -18,17 +18,17 @@ Name = Annotated[str, Field(min_length=1, max_length=100)]
 LatentSpace = Literal["auto", "z", "w", "w+"]
 
 NOTICES = {
-    "faces": "Images of faces: they depict nobody, yet may resemble people of the generator's "
-    "training data. Prompts about people measure the encoder's stereotypes, not traits of anybody, "
-    "and balanced means balanced under this encoder alone. The makers of FFHQ and of CLIP exclude "
-    "the recognition of faces from their use: leave it out for these images, too."
+    "faces": "Images of faces: they depict nobody, but may resemble people in the generator's "
+    "training data. Prompts about people measure the encoder's stereotypes, not anybody's traits, "
+    "and balanced means balanced under this encoder only. The makers of FFHQ and of CLIP exclude "
+    "face recognition from their use: do not use these images for it either."
 }
-"""What to know before a search, by its name in `notice`."""
+"""Texts that a user acknowledges before a search, by their names in `notice`."""
 
 MAX_CELLS = 10**8
 """Of a grid."""
-MAX_IMAGES = 10**8
-"""Of a dataset."""
+MAX_IMAGES = 10**7
+"""Of a dataset; the plan of so many takes about 1 GiB."""
 
 
 @checked
@@ -38,12 +38,12 @@ class GeneratorConfig:
     model: str = "shapes-vae"
     """Name of a built-in generator, or path of a checkpoint (file or folder)."""
     latent_space: LatentSpace = "auto"
-    """What is searched: a network's own inputs `z`, a StyleGAN2's styles `w`, or its styles layer
-    by layer, `w+`; `auto` is the last where there is a choice."""
+    """Searched space: the network's inputs `z`, a StyleGAN2's style `w`, or one style for each
+    layer, `w+`; `auto`: `w+` for a StyleGAN2, `z` for others."""
     truncation_psi: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Truncation of a StyleGAN2's random styles: 1 for none; less is more alike, and cleaner."""
+    """Truncation of a StyleGAN2's random styles: 1 for none; lower is cleaner and less varied."""
     precision: Literal["highest", "default", "bf16"] = "highest"
-    """Of a StyleGAN2's matrix products: float32, what the device prefers, or bfloat16."""
+    """Precision of a StyleGAN2's matrix products: float32, the device's default, or bfloat16."""
 
 
 @checked
@@ -53,27 +53,27 @@ class EncoderConfig:
     model: str = "shapes-clip"
     """Name of a built-in encoder, path of a checkpoint, or hub id."""
     precision: Literal["highest", "default", "bf16"] = "highest"
-    """Precision of its matrix products: float32, what the device prefers, or bfloat16."""
+    """Precision of its matrix products: float32, the device's default, or bfloat16."""
     random_crops: bool = True
-    """Whether it sees a random square of an image that is larger than its input, or all of it."""
+    """Whether it reads a random square of an image larger than its input, or the whole image."""
 
 
 @checked
 class ObjectiveConfig:
-    """Quality, in words or without. Several texts in one prompt are separated by `|`."""
+    """Quality, with or without prompts. Several texts in one prompt are separated by `|`."""
 
     positive: str = ""
-    """What a good image shows; no prompts will do where `typicality` or `regularisation` is set."""
+    """Prompt of good images; prompts are optional if `typicality` or `regularisation` is set."""
     negative: str = ""
-    """What a bad image shows."""
+    """Prompt of bad images."""
     typicality: Weight = 0.0
-    """Weight of how much less typical of the generator an image is than a random one; 0: any."""
+    """Weight of the excess Mahalanobis distance to the generator's mean image; 0: none."""
     regularisation: Weight = 0.0
-    """Weight of the squared distance of latents to a ball around the origin; 0: no bounds."""
+    """Weight of the squared distance of latents to a ball around the origin; 0: none."""
     radius: Positive = 0.5
-    """Of that ball, in mean norms of random latents."""
+    """Radius of that ball, in mean norms of random latents."""
     uniqueness: Weight = 0.0
-    """Weight of the distance to good images seen lately; 0: none are remembered."""
+    """Weight of the distance to recent good images; 0: none."""
 
 
 def range_problem(low: float, high: float, cells: int) -> str:
@@ -135,15 +135,15 @@ class ArchiveConfig:
     """How the measures are divided into cells."""
 
     kind: Literal["grid", "cvt"] = "grid"
-    """`grid`: by the `cells` of each measure; `cvt`: the regions nearest to points that share the
-    ranges out evenly, for three and more measures."""
+    """`grid`: by the `cells` of each measure; `cvt`: regions nearest to points that divide the
+    ranges evenly, for three and more measures."""
     cells: Annotated[int, Field(ge=1, le=10_000)] = 1000
     """Cells of a `cvt` archive."""
 
 
 @checked
 class RunConfig:
-    """How often a run reports and saves itself."""
+    """How often a run writes metrics and checkpoints."""
 
     log_every: Count = 10
     """Generations between two lines of metrics; divides `search.generations`."""
@@ -174,20 +174,20 @@ class ExportConfig:
     count: Annotated[int, Field(ge=1, le=MAX_IMAGES)] = 1000
     """Images in the dataset."""
     min_objective: Annotated[float, Field(ge=-math.inf)] = -math.inf
-    """Elites below it are left out."""
+    """Elites with a lower objective are left out."""
     bins: Annotated[tuple[BinConfig, ...], Field(max_length=500)] = ()
-    """Regions to fill equally; without any, samples spread evenly over all filled cells."""
+    """Regions to fill equally; without any, images are drawn evenly from all filled cells."""
 
 
 @checked
 class Config:
-    """Everything that decides a run: same config, same device, same archive."""
+    """All options of a run: the same config on the same device gives the same archive."""
 
     objective: ObjectiveConfig
     measures: Annotated[tuple[MeasureConfig, ...], Field(max_length=32)]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     notice: Literal["", "faces"] = ""
-    """Of NOTICES, what has to be acknowledged before the search, and stands in its datasets."""
+    """Name of a notice to acknowledge before the search; the notice is copied to its datasets."""
     generator: GeneratorConfig = GeneratorConfig()
     encoder: EncoderConfig = EncoderConfig()
     archive: ArchiveConfig = ArchiveConfig()
@@ -208,7 +208,7 @@ class Config:
         if not objective.regularisation and objective.radius != ObjectiveConfig.radius:
             raise ValueError("objective.radius has no effect without regularisation: set that too")
         if not self.has_prompts and self.encoder != EncoderConfig():
-            raise ValueError("nothing is prompted, so no encoder is used: leave [encoder] out")
+            raise ValueError("there are no prompts, so no encoder is used: leave [encoder] out")
         names = [measure.name for measure in self.measures]
         if not names:
             raise ValueError("no measures: add at least one [[measures]] table")
@@ -253,7 +253,7 @@ class Config:
 
     @property
     def has_prompts(self) -> bool:
-        """Whether there is anything that an encoder has to read."""
+        """Whether there are prompts, which need an encoder."""
         return bool(self.objective.positive) or not all(m.function for m in self.measures)
 
 
@@ -267,7 +267,7 @@ def load_config(path: str | Path) -> Config:
 
 
 def parse_config(values: dict[str, Any], *, source: str) -> Config:
-    """Makes a Config of plain values, with one sentence about the first thing wrong.
+    """Makes a Config of plain values; an error is one sentence about the first mistake.
 
     Raises:
         ConfigError: unknown key, missing key or value out of range.
@@ -276,7 +276,7 @@ def parse_config(values: dict[str, Any], *, source: str) -> Config:
 
 
 def save_config(path: Path, config: Config) -> None:
-    """Writes a config as TOML; `load_config` gives it back."""
+    """Writes a config as TOML, which `load_config` reads."""
     files.write(path, tomli_w.dumps(dataclasses.asdict(config)))
 
 

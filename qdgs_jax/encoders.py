@@ -34,7 +34,7 @@ class Encoder:
     name: str
     """Built-in name, hub id, or last part of the path."""
     sha256: str
-    """Of the file of weights, in hex."""
+    """SHA-256 of the file of weights, in hex."""
     image_size: int
     """Side of the square images that it reads, in pixels."""
     embed_images: Callable[[Params, Images], Embeddings]
@@ -44,7 +44,7 @@ class Encoder:
     tokenize: Callable[[list[str]], Array]
     """Texts -> token ids int32 [N, T]; raises ConfigError where a text is too long."""
     unknown_words: Callable[[str], list[str]]
-    """The words of a text that the tokenizer has never seen."""
+    """The words of a text that are not in the tokenizer's vocabulary."""
 
 
 def load(model: str, *, precision: Precision = "highest") -> tuple[Encoder, Params]:
@@ -93,7 +93,7 @@ def load(model: str, *, precision: Precision = "highest") -> tuple[Encoder, Para
 def convert(source: str, folder: Path) -> None:
     """Rewrites a CLIP of any readable layout as a Hugging Face folder of safetensors.
 
-    The tokenizer beside the source comes along, if there is one.
+    The tokenizer beside the source is copied too, if there is one.
 
     Args:
         source: path of a file or folder of weights, or hub id.
@@ -128,7 +128,7 @@ def _tokenize(tokenizer: Any, length: int, texts: list[str]) -> Array:
 
 
 def _unknown_words(tokenizer: Any, text: str) -> list[str]:
-    # A vocabulary of words has a token for all others; one of byte pairs spells them.
+    # A vocabulary of words has one token for all other words; one of byte pairs spells them.
     tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     return [
         text[start:end]
@@ -138,7 +138,7 @@ def _unknown_words(tokenizer: Any, text: str) -> list[str]:
 
 
 def _load_tokenizer(folder: Path, vocabulary_size: int) -> Any:
-    """The tokenizer beside the weights; OpenAI's if there is none and it may be theirs."""
+    """The tokenizer beside the weights, or OpenAI's if there is none and its size fits."""
     if not _has_tokenizer(folder) and vocabulary_size == clip.CLIPConfig.vocabulary_size:
         folder = _download_tokenizer(folder)
     if not _has_tokenizer(folder):
@@ -153,7 +153,7 @@ def _load_tokenizer(folder: Path, vocabulary_size: int) -> Any:
         kind = AutoTokenizer if names_its_class else CLIPTokenizer
         try:
             tokenizer = kind.from_pretrained(folder, trust_remote_code=False)
-        except Exception as error:  # whatever damaged files provoke
+        except Exception as error:  # damaged files raise many kinds
             raise CheckpointError(
                 f"The tokenizer in {folder} cannot be read ({type(error).__name__}): fetch its "
                 "files again."
@@ -167,7 +167,7 @@ def _load_tokenizer(folder: Path, vocabulary_size: int) -> Any:
 
 
 def _has_tokenizer(folder: Path) -> bool:
-    # Told here because transformers takes absent files for empty vocabularies.
+    # Checked here, because transformers reads absent files as empty vocabularies.
     return (folder / "tokenizer.json").is_file() or (
         (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
     )
@@ -177,7 +177,7 @@ def _download_tokenizer(folder: Path) -> Path:
     patterns = ["tokenizer*.json", "vocab.json", "merges.txt"]
     try:
         return Path(huggingface_hub.snapshot_download(OPENAI, allow_patterns=patterns))
-    except Exception:  # whatever network, proxy and hub come up with
+    except Exception:  # network, proxy and hub raise many kinds
         raise CheckpointError(
             f"The encoder in {folder} has no tokenizer and {OPENAI} cannot be reached: put "
             "vocab.json and merges.txt from there beside the weights."
@@ -186,7 +186,7 @@ def _download_tokenizer(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Without its notice on import that PyTorch was not found, which nothing here needs."""
+    """Suppresses its notice, on import, that PyTorch is missing; nothing here needs PyTorch."""
     name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
     before = os.environ.get(name)
     os.environ[name] = "1"

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and their fingerprints."""
+"""Files that are written whole or not at all, and their checksums."""
 
 import contextlib
 import errno
@@ -14,10 +14,11 @@ from qdgs_jax.errors import CheckpointError
 
 @contextlib.contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
-    """Opens a file beside `path` that takes its place once all is written, and not before.
+    """Opens a temporary file beside `path` that replaces `path` when it is complete.
 
     Args:
-        durable: whether a crash of the machine, too, leaves a whole file or none: some 10 ms.
+        durable: whether it is on the disk first, so that a crash of the machine, too, leaves a
+            whole file or none; takes about 10 ms.
     """
     partial = path.with_name(f".{path.name}.partial")
     partial.unlink(missing_ok=True)  # never written through: it may be a link to elsewhere
@@ -81,7 +82,7 @@ def _fsync(descriptor: int) -> None:
 
 
 def sha256(path: str | Path) -> str:
-    """Fingerprint of a file, in hexadecimal.
+    """SHA-256 of a file, in hexadecimal.
 
     Raises:
         CheckpointError: The file cannot be read.

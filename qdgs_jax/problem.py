@@ -1,4 +1,4 @@
-"""A config made concrete: models loaded, prompts embedded, measure ranges in numbers."""
+"""A config with its models loaded, its prompts embedded, and its measure ranges in numbers."""
 
 import dataclasses
 import math
@@ -24,18 +24,18 @@ from qdgs_jax.typing import Key, Latents, Params
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A config made concrete: models loaded, prompts embedded, measure ranges in numbers."""
+    """A config with its models loaded, its prompts embedded, and its measure ranges in numbers."""
 
     config: Config
     generator: Generator
     encoder: Encoder | None
-    """None where no prompt needs one."""
+    """None if there are no prompts."""
     params: Params
     score: ImageScore
     search: Search
 
     def initial_latents(self) -> tuple[Key, Latents]:
-        """The search's key, and the random latents that it may start from."""
+        """The search's key, and the random latents of which emitters start from the best."""
         range_key, latents_key, search_key = jax.random.split(jax.random.key(self.config.seed), 3)
         del range_key
         return search_key, self.generator.sample(latents_key, self.config.search.initial_samples)
@@ -50,7 +50,7 @@ def load_problem(
     """Loads the models, embeds the prompts and replaces `auto` ranges by numbers.
 
     Args:
-        generator: a generator of one's own and its weights, instead of the config's.
+        generator: your own generator and its weights, instead of the config's.
         allow_code: whether measures may be functions of other packages, which are imported.
 
     Raises:
@@ -124,7 +124,7 @@ def _require_memory(options: SearchConfig, made: Search, generator: Generator) -
 def _resolve_ranges(
     config: Config, generator: Generator, score: ImageScore, params: Params
 ) -> Config:
-    """Puts numbers for `auto`: the span of random samples, a quarter wider at either end."""
+    """Replaces `auto` by the range of random samples, widened by a quarter at either end."""
     if all(measure.range != "auto" for measure in config.measures):
         return config
     latents_key, score_key = jax.random.split(jax.random.split(jax.random.key(config.seed), 3)[0])

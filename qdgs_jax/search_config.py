@@ -1,4 +1,4 @@
-"""The options of a search: algorithm, budget, and what only some algorithms heed."""
+"""The options of a search: algorithm, budget, and which algorithms use which option."""
 
 from typing import Annotated, Literal
 
@@ -20,12 +20,12 @@ SERVES = {
     "threshold_min": ("cma_mae", "cma_maega"),
     "rematerialise": ("omg_mega", *_ASCENT),
 }
-"""Options of a search that only some algorithms heed -> these."""
+"""Options of a search that only some algorithms use -> those algorithms."""
 
 
 @checked
 class SearchConfig:
-    """The quality-diversity search; defaults are the paper's, but for many emitters at once."""
+    """The quality-diversity search; the defaults are the paper's, except that emitters are many."""
 
     algorithm: Literal[
         "map_elites",
@@ -36,7 +36,7 @@ class SearchConfig:
         "cma_mega",
         "cma_maega",
     ] = "cma_maega"
-    """`...mega` follow gradients; `..._mae` and `..._maega` anneal the archive's thresholds."""
+    """`...mega` and `...maega` use gradients; `..._mae` and `..._maega` anneal the thresholds."""
     generations: Count = 400
     """Generations; each evaluates `emitters` x `batch_size` latents, and `emitters` more for
     their gradients."""
@@ -44,33 +44,34 @@ class SearchConfig:
     batch_size: Annotated[int, Field(ge=2, le=100_000)] = 15
     """Latents of each emitter in a generation."""
     sigma0: Positive = 0.5
-    """Initial standard deviation: of the gradient coefficients, or else of the latents."""
+    """Initial standard deviation of gradient coefficients, or of latents without gradients."""
     step_size: Positive = 0.5
     """Learning rate of the ascent on latents (`cma_mega`, `cma_maega`, strategy `openai_es`)."""
     optimizer: Literal["adam", "ascent"] = "adam"
-    """How the latents ascend: Adam, or the plain step."""
+    """Optimiser of that ascent (`cma_mega`, `cma_maega`): Adam, or plain gradient ascent."""
     line_sigma: Positive = 0.2
     """Standard deviation of the step towards another elite (`map_elites_line`)."""
     strategy: Literal["cma_es", "cholesky_cma_es", "sep_cma_es", "lm_ma_es", "openai_es"] = "cma_es"
-    """Of `cma_me` and `cma_mae`: full CMA-ES, the same by Cholesky factors (as good, and faster
-    from some thirty dimensions on), or one for more than a few hundred dimensions."""
+    """Strategy of `cma_me` and `cma_mae`: full CMA-ES, CMA-ES by Cholesky factors (as good, and
+    faster from about thirty dimensions), or one for more than a few hundred dimensions."""
     ranker: Literal["auto", "imp", "2imp", "obj", "rd"] = "auto"
-    """What a batch is ranked by; `auto` is the algorithm's own, likewise the next two."""
+    """Key by which a batch is ranked; here and in the next two, `auto` is the algorithm's own."""
     selection: Literal["auto", "filter", "mu"] = "auto"
     """Parents: `filter`: solutions that the archive accepted; `mu`: the best half."""
     restart: Literal["auto", "basic", "no_improvement"] | Count = "auto"
-    """When an emitter restarts: when spent, when none was accepted, or every N generations."""
+    """When an emitter restarts: if its strategy stops, if nothing was accepted, or every N
+    generations."""
     learning_rate: Fraction = 0.02
     """Archive learning rate alpha (`cma_mae`, `cma_maega`): 0 optimises, 1 explores."""
     threshold_min: Annotated[float, Field(ge=-1e15, le=1e15, allow_inf_nan=False)] = 0.0
-    """Objective that an elite must be above (`cma_mae`, `cma_maega`)."""
+    """Objective that an elite must exceed (`cma_mae`, `cma_maega`)."""
     initial_samples: Annotated[int, Field(ge=1, le=1_000_000)] = 512
-    """Random latents from which the emitters' starting points are the best."""
+    """Random latents; emitters start from the best of them."""
     chunk_size: Annotated[int, Field(ge=1, le=65_536)] = 64
     """Latents rendered and embedded at once; bounds memory."""
     rematerialise: bool = False
-    """Whether images are rendered again for their gradients, so that activations need not be kept
-    meanwhile; for accelerators that are short of memory, since on CPU it saves none."""
+    """Whether images are rendered again for their gradients, instead of keeping activations. It
+    saves memory on accelerators, but none on a CPU."""
 
     def __post_init__(self) -> None:
         for name, algorithms in SERVES.items():
@@ -90,5 +91,5 @@ class SearchConfig:
             )
 
     def _changes(self, name: str) -> bool:
-        """Whether an option has another value than by default."""
+        """Whether an option has another value than its default."""
         return getattr(self, name) != type(self).__dataclass_fields__[name].default

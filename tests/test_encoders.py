@@ -1,4 +1,4 @@
-"""Encoders from folders: weights, tokenizers, and clear words about what is missing."""
+"""Encoders from folders: weights, tokenizers, and clear errors if files are missing."""
 
 import json
 import os

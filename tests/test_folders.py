@@ -1,4 +1,4 @@
-"""Folders: whose they are, and the errors of those that cannot be written."""
+"""Folders of results: which may be written, and the errors of those that may not."""
 
 import errno
 import os
@@ -32,9 +32,10 @@ def test_a_folder_whose_claiming_was_stopped_is_claimed_again(tmp_path: Path) ->
     (tmp_path / "results/deeper").mkdir(parents=True)
     (tmp_path / ".lock").touch()
     assert folders.claim(tmp_path, "plan.json", holds="results", resume=False) is None
-    (tmp_path / "plan.json").touch()
-    assert folders.claim(tmp_path, "plan.json", holds="results", resume=False) is None
     (tmp_path / "results/deeper/1.json").touch()
+    with pytest.raises(ConfigError, match="holds other files"):
+        folders.claim(tmp_path, "plan.json", holds="results")
+    (tmp_path / "plan.json").touch()
     assert folders.claim(tmp_path, "plan.json", holds="results") == tmp_path / "plan.json"
 
 

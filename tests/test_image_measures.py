@@ -147,6 +147,7 @@ def test_skin_tone_has_no_slope_where_it_is_undefined(monkeypatch):
     assert np.isfinite(jax.grad(lambda x: image_measures.skin_tone(x).sum())(pole)).all()
 
 
+@pytest.mark.slow
 def test_skin_tone_follows_its_gradient():
     image = face(SKINS[2])
     ascent = jax.grad(lambda x: image_measures.skin_tone(x).sum())(image)

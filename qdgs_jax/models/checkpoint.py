@@ -1,7 +1,7 @@
 """Restricted readers of weights: a foreign file is data, and nothing in it is executed.
 
-Formats are told apart by content. The pickled parts of PyTorch's archives are read by `pickles`,
-whose allow-list here is tensors, their storages, and modules of TorchScript as bare attributes.
+A file's content decides its format, not its name. The pickled parts of PyTorch's archives are read
+by `pickles`; the allow-list is tensors, their storages, and TorchScript modules as attributes.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from flax import serialization
 from qdgs_jax.errors import CheckpointError
 from qdgs_jax.models.pickles import Attributes, UnreadableError, unpickle, unpickle_next
 
-MAX_PICKLE = 8 << 20  # bytes, tensors apart; known models need less than one MiB
+MAX_PICKLE = 8 << 20  # bytes, without the tensors; known models need less than one MiB
 MAX_ENTRIES = 1 << 17
 MAX_NAME = 1024
 MAX_STORAGE_HEAD = 1024  # bytes; PyTorch writes about 250
@@ -56,7 +56,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     """All tensors of a file, by name; parts of nested names are joined by dots.
 
     Reads safetensors, `torch.save` archives, TorchScript archives (attributes, not code) and
-    Flax's msgpack. Arrays may be read-only views; what is not a tensor is left out.
+    Flax's msgpack. Arrays may be read-only views; values other than tensors are left out.
 
     Raises:
         CheckpointError: The file is absent, damaged, hostile, or of another format.
@@ -69,10 +69,10 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
 
 @contextlib.contextmanager
 def explained(path: str | Path, remedy: str) -> Iterator[None]:
-    """Turns all that can happen to the reader of a hostile file into a sentence.
+    """Replaces any exception of a reader by a CheckpointError of one sentence.
 
     Raises:
-        CheckpointError: in place of any exception.
+        CheckpointError: The code inside raised an exception.
     """
     try:
         yield
@@ -81,7 +81,7 @@ def explained(path: str | Path, remedy: str) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or "it is damaged"
         raise CheckpointError(f"{path} cannot be read, {reason}: check the path") from error
-    except Exception as error:  # a hostile file chooses how its reading fails
+    except Exception as error:  # a hostile file can cause any exception
         reason = str(error) if isinstance(error, UnreadableError) else "it is damaged"
         raise CheckpointError(f"{path} cannot be read, {reason}: {remedy}") from error
 
@@ -96,7 +96,7 @@ def _reader(head: bytes) -> Callable[[Path], dict[str, np.ndarray]]:
     if 0x80 < head[0] < 0x90 or head[0] in (0xDE, 0xDF):
         return _read_msgpack
     if head.startswith(b"version https://git-lfs"):
-        raise UnreadableError("it is only a pointer of Git LFS (`git lfs pull` fetches the file)")
+        raise UnreadableError("it is only a Git LFS pointer (`git lfs pull` fetches the file)")
     raise UnreadableError("its format is unknown")
 
 
@@ -133,7 +133,7 @@ def _read_torch_archive(path: Path) -> dict[str, np.ndarray]:
 
 
 def _members(archive: zipfile.ZipFile, file_size: int) -> tuple[str, dict[str, int]]:
-    """The folder in an archive of PyTorch's, and its members' sizes in bytes."""
+    """The top folder of a PyTorch archive, and the sizes of its members in bytes."""
     infos = archive.infolist()
     sizes = {info.filename: info.file_size for info in infos}
     if len(sizes) != len(infos):
@@ -154,7 +154,7 @@ def _members(archive: zipfile.ZipFile, file_size: int) -> tuple[str, dict[str, i
 
 
 class Storage(NamedTuple):
-    """The flat memory behind tensors."""
+    """The flat buffer that tensors are views of."""
 
     data: bytes | memoryview
     dtype: np.dtype
@@ -162,14 +162,14 @@ class Storage(NamedTuple):
 
 
 def read_storage(stream: bytes) -> Storage:
-    """The storage in a stream of `torch.save` before PyTorch 1.6, which still pickles storages.
+    """Reads one storage in the format of `torch.save` before 1.6, as pickled storages still have.
 
     Five small pickles (magic number, version, sizes of types, storage, keys), then the number of
     elements, then the elements.
 
     Raises:
-        UnreadableError: Their number is not the claimed one.
-        Exception: Any other, where it is malformed.
+        UnreadableError: The number of elements is not the claimed one.
+        Exception: Any other, if the stream is malformed.
     """
     head = io.BytesIO(stream[:MAX_STORAGE_HEAD])
 
@@ -244,7 +244,7 @@ _INERT: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 def _flatten(tree: Any) -> dict[str, np.ndarray]:
-    """Tensors by dotted name. A pickle may hold itself, or one part many times: hence limits."""
+    """Tensors by dotted name. Limited, since a pickle may hold itself, or one part many times."""
     tensors: dict[str, np.ndarray] = {}
     todo: list[tuple[str, Any]] = [("", tree)]
     entries = 0

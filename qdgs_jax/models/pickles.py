@@ -1,4 +1,4 @@
-"""Pickles as data: a stack machine that knows only what weights need, and never imports.
+"""Pickles read as data: a stack machine with the opcodes that weights need, and without imports.
 
 `pickle.Unpickler` with an allow-list is not enough against hostile files: claimed sizes are
 allocated before they are checked, and hashing nested tuples takes exponential time.
@@ -10,15 +10,15 @@ from collections.abc import Callable
 from typing import IO, Any
 
 MAX_OPCODES = 1 << 21
-"""Of one pickle, a few seconds' work; known models need less than 2^16."""
+"""Most opcodes of one pickle, read in a few seconds; known models have less than 2^16."""
 
 
 class UnreadableError(ValueError):
-    """Why a file is not read, as the middle of a sentence."""
+    """Why a file cannot be read; its text is the middle of a sentence."""
 
 
 class Attributes:
-    """The inert image of an object: nothing but the state that its pickle sets."""
+    """An object without its class: only the state that its pickle sets."""
 
     state: Any = None
 
@@ -30,7 +30,7 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
     "EMPTY_TUPLE": tuple,
     "EMPTY_LIST": list,
     "EMPTY_DICT": dict,
-    "EMPTY_SET": list,  # nothing is ever put into it
+    "EMPTY_SET": list,  # stays empty: ADDITEMS is refused
 }
 _NUMBERS = ("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT")
 _STRINGS = ("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
@@ -44,12 +44,12 @@ def unpickle(
     find_global: Callable[[str, str], Any],
     find_persistent: Callable[..., Any] | None = None,
 ) -> Any:
-    """Run a pickle over inert values.
+    """Run one whole pickle on inert values.
 
     Dictionaries hold only text as keys. State set on anything but `Attributes` is dropped.
 
     Args:
-        data: One pickle, of protocol 2 to 5, and nothing behind it.
+        data: One pickle, of protocol 2 to 5, and nothing after it.
         find_global: See `unpickle_next`.
         find_persistent: See `unpickle_next`.
 
@@ -72,10 +72,10 @@ def unpickle_next(
     """Run the pickle that starts here in a file, up to its end.
 
     Args:
-        file: Open in memory, or mapped there: claimed sizes must not make it allocate.
-        find_global: (module, name) -> what stands for that global, or None to refuse it. The
+        file: In memory or memory-mapped, so that reading a claimed size allocates nothing.
+        find_global: (module, name) -> the replacement of that global, or None to refuse it. The
             pickle may call a function found here with arguments of its choice.
-        find_persistent: What stands for a persistent id, given as arguments.
+        find_persistent: A persistent id, as arguments -> its replacement.
 
     Raises:
         UnreadableError: It asks for an unlisted global or opcode, or has a wrong end.

@@ -1,4 +1,4 @@
-"""Pictures of a run: its archive, its growth, what its elites look like."""
+"""Pictures of a run: its archive as a heatmap, its metrics as curves, and its elites."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,14 +20,14 @@ def draw_heatmap(
     *,
     cells: int,
 ) -> None:
-    """Objective of the elites over the first two measures, the best along any others.
+    """Objective of the elites over the first two measures; the best one over any other measures.
 
     Of more than `MAX_PLANE` cells along a measure, several share a place.
 
     Args:
         index: [n] cells of the elites.
         objective: [n] their objectives.
-        cells: of the whole archive.
+        cells: number of cells of the archive.
     """
     shape = tuple(min(MAX_PLANE, cells) for cells in _plane_shape(measures))
     grid = np.full(shape, -np.inf)
@@ -64,7 +64,7 @@ def choose_tiles(
     shape = tuple(min(across, cells) for cells in _plane_shape(measures))
     columns, rows = _blocks(measures, index, shape)
     tiles: dict[tuple[int, int], int] = {}
-    for elite in np.argsort(objective, kind="stable"):  # the best comes last and stays
+    for elite in np.argsort(objective, kind="stable"):  # the best is the last to be written
         tiles[int(columns[elite]), int(rows[elite])] = int(elite)
     return tiles
 
@@ -79,7 +79,7 @@ def draw_contact_sheet(
     """Elites laid out over the first two measures.
 
     Args:
-        tiles: (column, row) of each image, as `choose_tiles` counts them.
+        tiles: (column, row) of each image, as `choose_tiles` numbers them.
         images: [n, H, W, 3] in [0, 1].
     """
     columns, rows = (min(across, cells) for cells in _plane_shape(measures))
@@ -144,6 +144,6 @@ def _label(axes, measures: Sequence[MeasureConfig]) -> None:  # type: ignore[no-
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a PNG whose bytes follow from the figure alone."""
+    """Writes a PNG whose bytes depend only on the figure."""
     with files.replacing(path) as file:
         figure.savefig(file, dpi=110, format="png", metadata={"Software": None})

@@ -51,7 +51,7 @@ def _number(name: str, text: str) -> float:
 
 @contextlib.contextmanager
 def appending(out: Path, rows: list[Row]) -> Iterator[Callable[[Row], object]]:
-    """Writes `rows` in place of what metrics.csv holds; yields a function that appends a row."""
+    """Replaces the rows of metrics.csv by `rows`; yields a function that appends a row."""
     partial = out / f".{NAME}.partial"
     partial.unlink(missing_ok=True)
     with open(partial, "x", newline="", buffering=1) as file:

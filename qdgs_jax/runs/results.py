@@ -1,4 +1,4 @@
-"""What stands in a run's folder, written at its end and read back.
+"""The files of a run's folder: written at the end of the run, and read back.
 
 config.toml          the resolved config (measure ranges in numbers)
 provenance.json      models and their checksums, versions, device, precision
@@ -28,13 +28,13 @@ import safetensors.numpy
 
 from qdgs_jax import files, provenance
 from qdgs_jax.archives import GridArchive
+from qdgs_jax.chunks import in_chunks
 from qdgs_jax.config import Config, MeasureConfig, load_config
 from qdgs_jax.errors import QDGSError
 from qdgs_jax.problem import Problem
 from qdgs_jax.runs import figures
 from qdgs_jax.runs.metrics import Row
 from qdgs_jax.schema import read_json
-from qdgs_jax.scoring import in_chunks
 from qdgs_jax.search import SearchState
 from qdgs_jax.typing import Images, Latents, Params
 
@@ -45,7 +45,7 @@ SUMMARY = "summary.json"
 TILE = 256
 """Pixels of the side of an elite in elites.png, at most."""
 MAX_TABLE_LATENT = 64
-"""Latents longer than this stay out of archive.csv, which would grow to gigabytes."""
+"""archive.csv has no latents longer than this; it would grow to gigabytes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,9 +259,9 @@ def _render_tiles(problem: Problem, latents: np.ndarray) -> np.ndarray:
 
 
 def _plane(problem: Problem, elites: Elites) -> tuple[tuple[MeasureConfig, ...], np.ndarray]:
-    """The grid on which pictures lay the elites out, and the place of each.
+    """The grid of the pictures, as its measures, and the cell of each elite in that grid.
 
-    Another archive than a grid is shown on one over its first two measures.
+    Elites of an archive that is not a grid are shown on a grid over its first two measures.
     """
     measures, archive = problem.config.measures, problem.search.archive
     if isinstance(archive, GridArchive):

@@ -1,4 +1,4 @@
-"""A search in its folder, from the start or from its last checkpoint."""
+"""Runs a search in a folder, from the start or from its last checkpoint."""
 
 import contextlib
 import dataclasses
@@ -44,14 +44,14 @@ def sample(
     """Runs the search of `config` in the folder `out`, from the start or from its last checkpoint.
 
     Args:
-        generator: a generator of one's own and its weights, instead of the config's.
+        generator: your own generator and its weights, instead of the config's.
         resume: continue the run in `out`: where it stopped, or to more `search.generations` than
             it had. `[run]` and `[export]` may have changed, what decides the search may not.
         report: called with every row of metrics.
         allow_code: whether measures may be functions of other packages, which are imported.
 
     Returns:
-        What summary.json holds.
+        The contents of summary.json.
 
     Raises:
         ConfigError: the folder holds another run, or this one and `resume` is false.
@@ -135,8 +135,8 @@ def _is_provenance_known(out: Path, found: dict[str, Any]) -> bool:
     for model in MODELS:
         if found[model] and known[model] != found[model]["sha256"]:
             raise ConfigError(
-                f"{out} began with other weights of the {model} {found[model]['name']}: "
-                "bring those back, or choose another folder."
+                f"{out} was started with other weights of the {model} {found[model]['name']}: "
+                "restore those, or choose another folder."
             )
     return True
 
@@ -175,7 +175,7 @@ def _search(
             if stop.is_set() and generation < last:
                 raise QDGSError(
                     f"Stopped at generation {generation} of {last}: "
-                    "run the same command with --resume to go on."
+                    "run the same command with --resume to continue."
                 )
     return state, rows, {
         "seconds_compile": seconds_compile,
@@ -231,9 +231,9 @@ def _row(problem: Problem, state: SearchState, figures: Metrics, seconds: float)
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, so that the loop can end at a checkpoint.
+    """An event that Ctrl-C or SIGTERM sets, so that the loop can end with a checkpoint.
 
-    A second Ctrl-C acts as usual. Outside the main thread signals are left alone.
+    A second Ctrl-C acts as usual. Outside the main thread, signals are not handled.
     """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():

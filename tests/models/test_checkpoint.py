@@ -1,4 +1,4 @@
-"""Files of weights: read in every format, refused in one sentence where they are not sound."""
+"""Files of weights: read in every format; damaged ones are refused in one sentence."""
 
 import io
 import struct
@@ -104,7 +104,7 @@ MSGPACK = serialization.msgpack_serialize({"layer": {"weight": WEIGHT, "bias": B
 @pytest.fixture
 def read(tmp_path: Path) -> Callable[[bytes], dict[str, np.ndarray]]:
     def read(content: bytes) -> dict[str, np.ndarray]:
-        path = tmp_path / "weights"  # no suffix: formats are told apart by content
+        path = tmp_path / "weights"  # no suffix: the content decides the format
         path.write_bytes(content)
         return read_tensors(path)
 
@@ -279,7 +279,7 @@ def mutate(random: np.random.Generator, content: bytes) -> bytes:
 
 @pytest.mark.parametrize("kind", ["state dict", "torchscript", "msgpack", "safetensors", "pickle"])
 def test_mutations(read: Callable, safetensors: bytes, kind: str) -> None:
-    """Whatever becomes of a file, it is read or refused, and soon."""
+    """A file with any damage is read or refused, in short time."""
     random = np.random.default_rng(0)
     data = pickled(**{"layer.weight": MATRIX, "layer.bias": VECTOR})
     refused, start = 0, time.perf_counter()

@@ -26,22 +26,23 @@ from qdgs_jax.typing import Params
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin", "flax_model.msgpack")
 _OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _BESIDE = ("*.json", "merges.txt")  # configs and tokenizer
-_TOLD = 20  # problems spelled out in one message
+_TOLD = 20  # problems listed in one message
 
 
 def load(path_or_hub_id: str | Path) -> tuple[CLIPConfig, Params]:
-    """Load a CLIP: a folder, a single file, or a model of the Hugging Face hub.
+    """Load a CLIP from a folder, a single file, or the Hugging Face hub.
 
     A folder in Hugging Face's layout holds config.json and one of model.safetensors,
     pytorch_model.bin, flax_model.msgpack; one in open_clip's holds open_clip_config.json and
-    open_clip_model.safetensors or open_clip_pytorch_model.bin. A single file has such configs
-    beside it, or is one of OpenAI's: its config is then inferred, with OpenAI's activation.
+    open_clip_model.safetensors or open_clip_pytorch_model.bin. A single file has its configs beside
+    it. Without them it is read as OpenAI's: the config follows from its shapes, the activation is
+    OpenAI's.
 
     Returns:
         The config, and the weights as float32.
 
     Raises:
-        CheckpointError: Nothing is there, or it is no CLIP, or config and weights disagree.
+        CheckpointError: The weights are absent, are no CLIP's, or do not fit the config.
     """
     path = find_weights(path_or_hub_id)
     tensors = read_tensors(path)
@@ -64,10 +65,10 @@ def load(path_or_hub_id: str | Path) -> tuple[CLIPConfig, Params]:
 
 
 def find_weights(path_or_hub_id: str | Path) -> Path:
-    """The file that `load` reads; configs and, from the hub, the tokenizer lie beside it.
+    """The file that `load` reads; its folder has the configs and, from the hub, the tokenizer.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: There is no such file.
     """
     path = Path(path_or_hub_id)
     if path.is_file():
@@ -96,7 +97,7 @@ def save(folder: str | Path, config: CLIPConfig, params: Params) -> None:
 def _fill(
     config: CLIPConfig, table: Iterable[Row], tensors: dict[str, np.ndarray], path: Path
 ) -> Params:
-    """Every leaf from exactly one row, every tensor used; all that fails is told at once."""
+    """Fills every leaf from one row and uses every tensor; one error lists all problems."""
     if config.vision.layers + config.text.layers > len(tensors):
         raise ValueError("its config names more layers than it has tensors")
     tree = jax.eval_shape(partial(init, config), jax.random.key(0))
@@ -115,7 +116,7 @@ def _fill(
         leaf = _read(row, tensor)
         if leaf is None or leaf.shape != shapes[row.target]:
             problems.append(
-                f"{row.source} of shape {tensor.shape} gives no {row.target} of shape "
+                f"{row.source} of shape {tensor.shape} does not fit {row.target} of shape "
                 f"{shapes[row.target]}"
             )
         else:
@@ -144,7 +145,7 @@ def _openai_config(path: Path, tensors: dict[str, np.ndarray]) -> CLIPConfig:
     open_clip = _read_json(path.parent / "open_clip_config.json", optional=True)
     if open_clip is None and (path.suffix == ".safetensors" or path.name.startswith("open_clip")):
         warnings.warn(
-            f"{path} is taken for weights of OpenAI's, activation quick_gelu: if open_clip trained "
+            f"{path} is read as OpenAI's weights, with activation quick_gelu: if open_clip trained "
             "them, put its open_clip_config.json beside them",
             stacklevel=3,
         )
@@ -152,7 +153,7 @@ def _openai_config(path: Path, tensors: dict[str, np.ndarray]) -> CLIPConfig:
 
 
 def _choose(folder: Path) -> Path:
-    """The file of weights in a folder, the best first."""
+    """The preferred file of weights in a folder."""
     for name in _candidates(folder):
         if (folder / name).is_file():
             return folder / name
@@ -173,7 +174,7 @@ def _candidates(folder: Path) -> tuple[str, ...]:
 
 
 def _download(hub_id: str) -> Path:
-    """Configs, then one file of weights: repositories hold the same weights several times."""
+    """Fetches the configs and one file of weights; repositories hold several copies of weights."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
         raise CheckpointError(f"{hub_id} is neither a file, a folder nor a hub id: check the path")
     try:
@@ -182,9 +183,9 @@ def _download(hub_id: str) -> Path:
             huggingface_hub.snapshot_download(hub_id, allow_patterns=[*_BESIDE, name])
             if (folder / name).is_file():
                 break
-    except Exception as error:  # whatever network, proxy and hub come up with
+    except Exception as error:  # network, proxy and hub raise many kinds
         raise CheckpointError(
-            f"{hub_id} is no path here, and the Hugging Face hub does not give it "
+            f"{hub_id} is not a path, and cannot be fetched from the Hugging Face hub "
             f"({type(error).__name__}): check the name, or download it where there is a "
             "connection and pass the folder"
         ) from error
@@ -199,7 +200,7 @@ def _read_json(path: Path, *, optional: bool = False) -> Any:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing: put it beside the weights") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no JSON: fetch it again") from error
+        raise CheckpointError(f"{path} is not JSON: fetch it again") from error
     if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds no object: fetch it again")
+        raise CheckpointError(f"{path} holds no JSON object: fetch it again")
     return values

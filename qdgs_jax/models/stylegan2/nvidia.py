@@ -1,7 +1,7 @@
 """Generators in the pickles of NVIDIA's PyTorch code, read as data.
 
-Such a file holds modules with the source text of their classes, which the ordinary way of loading
-executes. Here a module is only its state, and the text is not looked at.
+Such a file holds modules with the source code of their classes, which NVIDIA's own loader executes.
+Here only the state of each module is read; its source code is ignored.
 """
 
 import math
@@ -124,7 +124,7 @@ def _modules(root: Module) -> dict[str, Module]:
 
 
 def _tensors(modules: dict[str, Module]) -> dict[str, np.ndarray]:
-    """Parameters and buffers, less the filters, which the config holds."""
+    """Parameters and buffers, without the filters, which the config holds."""
     tensors = {}
     for name, module in modules.items():
         for key, tensor in {**module.state["_parameters"], **module.state["_buffers"]}.items():
@@ -136,7 +136,7 @@ def _tensors(modules: dict[str, Module]) -> dict[str, np.ndarray]:
 
 
 def _config(modules: dict[str, Module]) -> StyleGAN2Config:
-    """The config that all parts agree on, from what they store rather than what made them."""
+    """The config of all parts, from the values that they store, not from constructor arguments."""
     if "synthesis.b4" not in modules or "mapping" not in modules:
         raise UnreadableError(f"its G_ema, a {modules[''].kind[:40]!r}, is no StyleGAN2")
     sides = [4 << i for i in range(len(modules)) if f"synthesis.b{4 << i}" in modules]
@@ -224,7 +224,7 @@ def _equal(stored: Any, expected: Any) -> bool:
 
 
 def _taps(modules: dict[str, Module]) -> tuple[float, float, float, float]:
-    """The one filter along an axis that all stored filters are the outer product of."""
+    """The filter along one axis; its outer product with itself is every stored filter."""
     buffers = [module.state["_buffers"] for module in modules.values()]
     filters = [tensors["resample_filter"] for tensors in buffers if "resample_filter" in tensors]
     if any(kernel.shape != (4, 4) for kernel in filters):
