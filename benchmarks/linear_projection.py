@@ -31,9 +31,9 @@ import jax.numpy as jnp
 from qdgs_jax import archives
 from qdgs_jax import search as searches
 from qdgs_jax.archives import GridArchive
-from qdgs_jax.config import SERVES, SearchConfig
 from qdgs_jax.jacobian import Memory, Scores, with_jacobian
 from qdgs_jax.search import Search
+from qdgs_jax.search_config import SERVES, SearchConfig
 from qdgs_jax.typing import Array, Key, Latents, Measures, Objective, Params
 
 LIMIT = 5.12  # of the linear projection's box

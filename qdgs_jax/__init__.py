@@ -11,8 +11,9 @@ balanced dataset:
 
 The modules are the stages, in this order; each is useful alone:
 
+    search_config   the options of the search
     config          the options of a run
-    folders         claiming and resuming folders of results
+    folders         claiming, locking and resuming folders of results
     provenance      models, device, versions
     chunks          batches in chunks, which bound the memory
     models          ports of generators and encoders, and safe readers of their checkpoints
@@ -42,7 +43,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qdgs_jax.archives import CVTArchive, GridArchive, cvt_centroids
-    from qdgs_jax.config import Config, SearchConfig, load_config
+    from qdgs_jax.config import Config, load_config
     from qdgs_jax.datasets.class_folders import read_folder
     from qdgs_jax.datasets.export import baseline, export
     from qdgs_jax.encoders import Encoder
@@ -54,10 +55,11 @@ if TYPE_CHECKING:
     from qdgs_jax.runs.sampling import sample
     from qdgs_jax.scoring import make_score
     from qdgs_jax.search import Search, SearchState, make_search
+    from qdgs_jax.search_config import SearchConfig
 
 _MODULES = {
     "archives": ("CVTArchive", "GridArchive", "cvt_centroids"),
-    "config": ("Config", "SearchConfig", "load_config"),
+    "config": ("Config", "load_config"),
     "datasets.class_folders": ("read_folder",),
     "datasets.export": ("baseline", "export"),
     "encoders": ("Encoder",),
@@ -69,6 +71,7 @@ _MODULES = {
     "runs.sampling": ("sample",),
     "scoring": ("make_score",),
     "search": ("Search", "SearchState", "make_search"),
+    "search_config": ("SearchConfig",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

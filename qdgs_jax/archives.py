@@ -43,6 +43,8 @@ class GridArchive:
     def __post_init__(self) -> None:
         if not len(self.cells) == len(self.lower) == len(self.upper):
             raise ValueError("cells, lower and upper need one entry for each measure")
+        if self.size >= 2**31:
+            raise ValueError(f"{self.size} cells are more than an index of 32 bits counts")
         _check_annealing(self)
 
     @property
@@ -60,8 +62,10 @@ class GridArchive:
         """Cell of each measure vector, [N] int32, in O(N), independent of K."""
         lower, upper = (jnp.asarray(ends, measures.dtype) for ends in (self.lower, self.upper))
         cells = jnp.asarray(self.cells)
-        # 1e-6 keeps a measure on a boundary in the upper cell despite rounding.
-        position = (cells * (measures - lower) + 1e-6) / (upper - lower)
+        # 1e-6, as in pyribs, keeps a measure that sits on a boundary in the upper cell despite
+        # rounding; where the whole range is hardly wider, less of it.
+        nudge = jnp.minimum(1e-6, 1e-3 * (upper - lower))
+        position = (cells * (measures - lower) + nudge) / (upper - lower)
         # Clipped before the cast, because int32 cannot hold every float.
         index = jnp.clip(position, 0, cells - 1).astype(jnp.int32)
         return jnp.ravel_multi_index(tuple(index.T), self.cells, mode="clip")
@@ -128,7 +132,9 @@ def cvt_centroids(
     from sklearn.cluster import KMeans  # type: ignore[import-untyped]  # slow to import
 
     uniform = np.random.default_rng(seed).uniform(lower, upper, size=(samples, len(lower)))
-    means = KMeans(cells, init="random", n_init=1, random_state=seed, algorithm="elkan")
+    # Elkan's algorithm is the faster one, but remembers a number for each sample and cell.
+    algorithm = "elkan" if cells * samples <= 10**8 else "lloyd"
+    means = KMeans(cells, init="random", n_init=1, random_state=seed, algorithm=algorithm)
     return tuple(map(tuple, means.fit(uniform).cluster_centers_.tolist()))
 
 

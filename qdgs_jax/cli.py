@@ -1,18 +1,13 @@
 """The command `qdgs`: each subcommand calls one public function."""
 
-import contextlib
 import functools
 import importlib.metadata
-import json
-import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from tqdm import tqdm
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from qdgs_jax.config import (
@@ -25,6 +20,7 @@ from qdgs_jax.config import (
 from qdgs_jax.errors import ConfigError, QDGSError
 from qdgs_jax.experiments.repair.config import RepairConfig
 from qdgs_jax.named_config import named_config
+from qdgs_jax.terminal import discard, open_standard_files, progress, say, show_warning, tell
 from qdgs_jax.training.config import TrainConfig
 
 Overrides = Annotated[Config, arg(name="")]
@@ -39,13 +35,14 @@ _ANY_CONFIG = Config(
 
 
 def main() -> None:
-    """Entry point; exit status 0 for success, 2 for a mistake in the command, 1 for a failure."""
+    """Runs the command line: status 0, 2 for a mistake in the command, 1 for a failure."""
+    open_standard_files()
     sys.exit(run_command(sys.argv[1:]))
 
 
 def run_command(arguments: list[str]) -> int:
     """Runs one command; mistakes and failures become one sentence on standard error."""
-    warnings.showwarning = _show_warning
+    warnings.showwarning = show_warning
     if arguments == ["--version"]:
         print(f"qdgs {importlib.metadata.version('qdgs-jax')}")
         return 0
@@ -76,14 +73,22 @@ def run_command(arguments: list[str]) -> int:
             config=(FlagCreatePairsOff,),
         )
     except QDGSError as error:
-        print(f"qdgs: {error}", file=sys.stderr)
+        say(str(error))
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt as interrupt:
         again = getattr(interrupt, "__notes__", ["run the same command again"])[-1]
-        print(f"qdgs: Interrupted: {again}.", file=sys.stderr)
+        say(f"Interrupted: {again}.")
         return 1
-    except BrokenPipeError:  # nobody reads the output any more; flushing it again would raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader of our output has gone
+        discard(sys.stdout)
+        return 1
+    except OSError as error:
+        say(f"{error.filename or 'A file'} cannot be used ({error.strerror or error}): mend that.")
+        return 1
+    except Exception as error:
+        if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
+            raise
+        say("Memory is exhausted: lower search.chunk_size, search.emitters or the cells.")
         return 1
     return 0
 
@@ -95,23 +100,28 @@ def sample(
     out: Path | None = None,
     resume: bool = False,
     acknowledge_notice: bool = False,
+    allow_code: bool = False,
 ) -> None:
     """Search a generator's latents and write a run folder.
 
     Args:
         config: TOML file; each of its values can be overridden by an option.
         out: run folder; runs/NAME-OF-THE-CONFIG if not given.
-        resume: continue from the last checkpoint of the run folder.
+        resume: continue from the last checkpoint of the run folder, or a finished run for more
+            generations.
         acknowledge_notice: continue although the config has a notice.
+        allow_code: import measures that are functions of other packages or of the working folder.
     """
     _require_read(config, overrides)
     _require_acknowledged(overrides, acknowledge_notice)
     from qdgs_jax.runs import sampling as runs  # jax is slow to import
 
     folder = out or Path("runs") / config.stem
-    with _progress(overrides.search.generations) as report:
-        summary = runs.sample(overrides, folder, resume=resume, report=report)
-    _tell(
+    with progress(overrides.search.generations) as report:
+        summary = runs.sample(
+            overrides, folder, resume=resume, report=report, allow_code=allow_code
+        )
+    tell(
         {"run": str(folder), **summary},
         "{elites} elites, coverage {coverage:.1%}, QD score {qd_score:.0f}, best objective "
         "{best_objective:.2f}; {evaluations} evaluations in {seconds_run:.0f} s. Next: "
@@ -152,7 +162,7 @@ def export(
         no_repeat=no_repeat,
         test_share=test_share,
     )
-    _tell({"dataset": str(out), **balance.as_dict()}, str(balance))
+    tell({"dataset": str(out), **balance.as_dict()}, str(balance))
 
 
 def baseline(
@@ -163,6 +173,7 @@ def baseline(
     count: int | None = None,
     nearest_bin: bool = False,
     acknowledge_notice: bool = False,
+    allow_code: bool = False,
 ) -> None:
     """Render plain random samples in the layout of `qdgs export`, for comparison.
 
@@ -172,6 +183,7 @@ def baseline(
         count: images; the config's export.count if not given.
         nearest_bin: label images that no bin holds by the nearest bin; otherwise as `unlabelled`.
         acknowledge_notice: continue although the config has a notice.
+        allow_code: import measures that are functions of other packages or of the working folder.
     """
     _require_read(config, overrides)
     _require_acknowledged(overrides, acknowledge_notice)
@@ -183,8 +195,9 @@ def baseline(
         count=overrides.export.count if count is None else count,
         seed=overrides.seed,
         nearest_bin=nearest_bin,
+        allow_code=allow_code,
     )
-    _tell({"dataset": str(out), **balance.as_dict()}, str(balance))
+    tell({"dataset": str(out), **balance.as_dict()}, str(balance))
 
 
 def train(
@@ -250,7 +263,7 @@ def repair_experiment(
 def _tell_results(folder: Path, results: dict[str, Any]) -> None:
     from qdgs_jax.evaluation import fairness
 
-    _tell({"results": str(folder), **results, "table": fairness.table(results["rows"])}, "{table}")
+    tell({"results": str(folder), **results, "table": fairness.table(results["rows"])}, "{table}")
 
 
 def pretrain(
@@ -289,7 +302,7 @@ def convert(
         from qdgs_jax.models import stylegan2
 
         stylegan2.convert(source, out)
-    _tell({"model": str(out)}, "Written to {model}")
+    tell({"model": str(out)}, "Written to {model}")
 
 
 def _require_acknowledged(config: Config, acknowledged: bool) -> None:
@@ -302,39 +315,3 @@ def _require_read(config: Path, overrides: Config) -> None:
     """Refuses to run with placeholders where a config was named but not found."""
     if overrides.objective == _ANY_CONFIG.objective:
         raise ConfigError(f"The config {config} must come before options of several values.")
-
-
-@contextlib.contextmanager
-def _progress(generations: int) -> Iterator[Callable[[dict[str, float]], None] | None]:
-    """A progress bar on a terminal, nothing elsewhere; metrics.csv has the same values."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    with tqdm(total=generations, unit="gen", dynamic_ncols=True) as bar:
-        before = {"evaluations": 0.0, "seconds": 0.0}
-
-        def report(row: dict[str, float]) -> None:
-            nonlocal before
-            speed = (row["evaluations"] - before["evaluations"]) / max(
-                row["seconds"] - before["seconds"], 1e-9
-            )
-            before = row
-            if bar.n == 0:
-                bar.initial = bar.n = int(row["generation"])  # a resumed run starts later
-            bar.set_postfix_str(
-                f"{speed:.0f} eval/s, QD score {row['qd_score']:.0f}, "
-                f"coverage {row['coverage']:.1%}",
-                refresh=False,
-            )
-            bar.update(int(row["generation"]) - bar.n)
-
-        yield report
-
-
-def _tell(result: dict[str, Any], sentence: str) -> None:
-    """The result in a sentence on a terminal, as one line of JSON elsewhere."""
-    print(sentence.format(**result) if sys.stdout.isatty() else json.dumps(result))
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"qdgs: {message}", file=sys.stderr)

@@ -10,9 +10,11 @@ from pydantic import Field
 
 from qdgs_jax import files
 from qdgs_jax.errors import did_you_mean
-from qdgs_jax.schema import Count, Fraction, Positive, checked, read_toml, validate
+from qdgs_jax.schema import Count, Positive, Weight, checked, read_toml, validate
+from qdgs_jax.search_config import SearchConfig
 
 Interval = tuple[float, float]
+Name = Annotated[str, Field(min_length=1, max_length=100)]
 LatentSpace = Literal["auto", "z", "w", "w+"]
 
 NOTICES = {
@@ -22,6 +24,11 @@ NOTICES = {
     "face recognition from their use: do not use these images for it either."
 }
 """Texts that a user acknowledges before a search, by their names in `notice`."""
+
+MAX_CELLS = 10**8
+"""Of a grid."""
+MAX_IMAGES = 10**7
+"""Of a dataset; the plan of so many takes about 1 GiB."""
 
 
 @checked
@@ -59,27 +66,46 @@ class ObjectiveConfig:
     """Prompt of good images; prompts are optional if `typicality` or `regularisation` is set."""
     negative: str = ""
     """Prompt of bad images."""
-    typicality: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    typicality: Weight = 0.0
     """Weight of the excess Mahalanobis distance to the generator's mean image; 0: none."""
-    regularisation: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    regularisation: Weight = 0.0
     """Weight of the squared distance of latents to a ball around the origin; 0: none."""
     radius: Positive = 0.5
     """Radius of that ball, in mean norms of random latents."""
-    uniqueness: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    uniqueness: Weight = 0.0
     """Weight of the distance to recent good images; 0: none."""
+
+
+def range_problem(low: float, high: float, cells: int) -> str:
+    """Why float32 numbers cannot tell the cells of a range apart, with a remedy; empty if they can.
+
+    A cell has to be at least four of the steps wide in which numbers near the ends are stored.
+    """
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return f"must have finite ends, got [{low:g}, {high:g}]: give numbers, or 'auto'"
+    if not low < high:
+        return f"must be [low, high] with low < high, got [{low!r}, {high!r}]"
+    largest = max(abs(low), abs(high))
+    step = math.ldexp(1, math.frexp(largest)[1] - 24)
+    if largest > 1e15 or (high - low) / cells < max(4 * step, 1e-18):
+        return (
+            f"[{low!r}, {high!r}] has {cells} cells, but single precision tells no numbers apart "
+            f"there that are closer than {step:.1g}: widen it, scale the measure, or lower `cells`"
+        )
+    return ""
 
 
 @checked
 class MeasureConfig:
     """One axis of the archive: a pair of prompts, or a plain function of the image."""
 
-    name: str
+    name: Name
     low: str = ""
     """Prompt of the low end: images closer to it have a negative measure."""
     high: str = ""
     """Prompt of the high end."""
     function: str = ""
-    """Instead of prompts: a built-in image measure, or `package.module:function`."""
+    """Instead of prompts: a built-in image measure, or `package.module:function` of one's own."""
     range: Interval | Literal["auto"] = "auto"
     """Ends of the grid; `auto` takes them from random samples and records them."""
     cells: Count = 50
@@ -93,8 +119,8 @@ class MeasureConfig:
         if not self.function:
             _require_text(f"measure '{self.name}'", "low", self.low)
             _require_text(f"measure '{self.name}'", "high", self.high)
-        if self.range != "auto" and not self.range[0] < self.range[1]:
-            raise ValueError(f"measure '{self.name}': `range` must be [low, high] with low < high")
+        if self.range != "auto" and (problem := range_problem(*self.range, self.cells)):
+            raise ValueError(f"measure '{self.name}': `range` {problem}")
 
     @property
     def ends(self) -> Interval:
@@ -111,97 +137,8 @@ class ArchiveConfig:
     kind: Literal["grid", "cvt"] = "grid"
     """`grid`: by the `cells` of each measure; `cvt`: regions nearest to points that divide the
     ranges evenly, for three and more measures."""
-    cells: Count = 1000
+    cells: Annotated[int, Field(ge=1, le=10_000)] = 1000
     """Cells of a `cvt` archive."""
-
-
-_ASCENT = ("cma_mega", "cma_maega")
-_STRATEGIES = ("cma_me", "cma_mae")
-SERVES = {
-    "step_size": (*_ASCENT, *_STRATEGIES),
-    "optimizer": _ASCENT,
-    "line_sigma": ("map_elites_line",),
-    "strategy": _STRATEGIES,
-    "ranker": (*_ASCENT, *_STRATEGIES),
-    "selection": (*_ASCENT, *_STRATEGIES),
-    "restart": (*_ASCENT, *_STRATEGIES),
-    "learning_rate": ("cma_mae", "cma_maega"),
-    "threshold_min": ("cma_mae", "cma_maega"),
-    "rematerialise": ("omg_mega", *_ASCENT),
-}
-"""Options of a search that only some algorithms use -> those algorithms."""
-
-
-@checked
-class SearchConfig:
-    """The quality-diversity search; the defaults are the paper's, except that emitters are many."""
-
-    algorithm: Literal[
-        "map_elites",
-        "map_elites_line",
-        "cma_me",
-        "cma_mae",
-        "omg_mega",
-        "cma_mega",
-        "cma_maega",
-    ] = "cma_maega"
-    """`...mega` and `...maega` use gradients; `..._mae` and `..._maega` anneal the thresholds."""
-    generations: Count = 400
-    """Generations; each evaluates `emitters` x `batch_size` latents, and `emitters` more for
-    their gradients."""
-    emitters: Count = 8
-    batch_size: Annotated[int, Field(ge=2)] = 15
-    """Latents of each emitter in a generation."""
-    sigma0: Positive = 0.5
-    """Initial standard deviation of gradient coefficients, or of latents without gradients."""
-    step_size: Positive = 0.5
-    """Learning rate of the ascent on latents (`cma_mega`, `cma_maega`, strategy `openai_es`)."""
-    optimizer: Literal["adam", "ascent"] = "adam"
-    """Optimiser of that ascent (`cma_mega`, `cma_maega`): Adam, or plain gradient ascent."""
-    line_sigma: Positive = 0.2
-    """Standard deviation of the step towards another elite (`map_elites_line`)."""
-    strategy: Literal["cma_es", "cholesky_cma_es", "sep_cma_es", "lm_ma_es", "openai_es"] = "cma_es"
-    """Strategy of `cma_me` and `cma_mae`: full CMA-ES, CMA-ES by Cholesky factors (as good, and
-    faster from about thirty dimensions), or one for more than a few hundred dimensions."""
-    ranker: Literal["auto", "imp", "2imp", "obj", "rd"] = "auto"
-    """Key by which a batch is ranked; here and in the next two, `auto` is the algorithm's own."""
-    selection: Literal["auto", "filter", "mu"] = "auto"
-    """Parents: `filter`: solutions that the archive accepted; `mu`: the best half."""
-    restart: Literal["auto", "basic", "no_improvement"] | Count = "auto"
-    """When an emitter restarts: if its strategy stops, if nothing was accepted, or every N
-    generations."""
-    learning_rate: Fraction = 0.02
-    """Archive learning rate alpha (`cma_mae`, `cma_maega`): 0 optimises, 1 explores."""
-    threshold_min: Annotated[float, Field(allow_inf_nan=False)] = 0.0
-    """Objective that an elite must exceed (`cma_mae`, `cma_maega`)."""
-    initial_samples: Count = 512
-    """Random latents; emitters start from the best of them."""
-    chunk_size: Count = 64
-    """Latents rendered and embedded at once; bounds memory."""
-    rematerialise: bool = False
-    """Whether images are rendered again for their gradients, instead of keeping activations. It
-    saves memory on accelerators, but none on a CPU."""
-
-    def __post_init__(self) -> None:
-        for name, algorithms in SERVES.items():
-            if self.algorithm not in algorithms and self._changes(name):
-                raise ValueError(
-                    f"search.{name} has no effect with algorithm '{self.algorithm}', only with "
-                    f"{', '.join(algorithms)}: leave it out"
-                )
-        if (
-            self.algorithm in _STRATEGIES
-            and self.strategy != "openai_es"
-            and self._changes("step_size")
-        ):
-            raise ValueError(
-                f"search.step_size has no effect with strategy '{self.strategy}', only with "
-                "openai_es: leave it out"
-            )
-
-    def _changes(self, name: str) -> bool:
-        """Whether an option has another value than its default."""
-        return getattr(self, name) != type(self).__dataclass_fields__[name].default
 
 
 @checked
@@ -218,8 +155,8 @@ class RunConfig:
 class BinConfig:
     """A named region of the measures, exported as (part of) one class."""
 
-    name: str
-    label: str
+    name: Name
+    label: Name
     """Class folder; several bins may share it."""
     where: dict[str, Interval]
     """Measure name -> [low, high): the region."""
@@ -234,11 +171,11 @@ class BinConfig:
 class ExportConfig:
     """What `qdgs export` writes."""
 
-    count: Count = 1000
+    count: Annotated[int, Field(ge=1, le=MAX_IMAGES)] = 1000
     """Images in the dataset."""
-    min_objective: float = -math.inf
+    min_objective: Annotated[float, Field(ge=-math.inf)] = -math.inf
     """Elites with a lower objective are left out."""
-    bins: tuple[BinConfig, ...] = ()
+    bins: Annotated[tuple[BinConfig, ...], Field(max_length=500)] = ()
     """Regions to fill equally; without any, images are drawn evenly from all filled cells."""
 
 
@@ -247,7 +184,7 @@ class Config:
     """All options of a run: the same config on the same device gives the same archive."""
 
     objective: ObjectiveConfig
-    measures: tuple[MeasureConfig, ...]
+    measures: Annotated[tuple[MeasureConfig, ...], Field(max_length=32)]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     notice: Literal["", "faces"] = ""
     """Name of a notice to acknowledge before the search; the notice is copied to its datasets."""
@@ -280,6 +217,12 @@ class Config:
         if self.archive.kind == "grid" and self.archive.cells != ArchiveConfig.cells:
             raise ValueError(
                 "archive.cells has no effect on a grid: set `cells` of each measure instead"
+            )
+        cells = math.prod(measure.cells for measure in self.measures)
+        if self.archive.kind == "grid" and cells > MAX_CELLS:
+            raise ValueError(
+                f"the measures' grid has {cells:,} cells, more than {MAX_CELLS:,}: lower `cells`, "
+                'or set archive.kind to "cvt"'
             )
         for measure in self.measures:
             if self.archive.kind == "cvt" and measure.cells != MeasureConfig.cells:

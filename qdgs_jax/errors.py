@@ -18,5 +18,7 @@ class CheckpointError(QDGSError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The known name that resembles `name` most, as a parenthesis to append; empty if none does."""
+    if len(name) > 100:  # the comparison takes the square of its length
+        return ""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""

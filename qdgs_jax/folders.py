@@ -2,12 +2,18 @@
 
 import contextlib
 import errno
+import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from qdgs_jax import files
 from qdgs_jax.errors import ConfigError, QDGSError
+
+LOCK = ".lock"
+"""A hidden file in each folder that a process writes in."""
 
 
 def claim(
@@ -27,7 +33,7 @@ def claim(
 
     Returns:
         Path of the first marker in the folder; None if the folder is absent or empty. Hidden files
-        do not count.
+        do not count, nor do empty folders in it, which a process leaves that is stopped early.
 
     Raises:
         ConfigError: `folder` is a file, holds no marker but other files, or holds a marker and
@@ -45,9 +51,71 @@ def claim(
                     "another folder."
                 )
             return folder / name
-    if any(not item.name.startswith(".") for item in folder.iterdir()):
+    if not all(item.name.startswith(".") or _is_empty_tree(item) for item in folder.iterdir()):
         raise ConfigError(f"{folder} holds {others}: choose another folder.")
     return None
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, *markers: str, **options: Any) -> Iterator[Path | None]:
+    """Claims a folder as `claim` does, keeps it `locked` meanwhile, and yields what it found.
+
+    A folder that is refused is not touched.
+    """
+    claim(folder, *markers, **options)
+    with locked(folder):
+        yield claim(folder, *markers, **options)
+
+
+def _is_empty_tree(path: Path) -> bool:
+    """Whether a path is a folder that holds folders alone; links are not followed."""
+    if path.is_symlink() or not path.is_dir():
+        return False
+    return not any(
+        found or any((Path(at) / name).is_symlink() for name in names)
+        for at, names, found in os.walk(path)
+    )
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes `folder` if need be, and keeps other processes from writing in it meanwhile.
+
+    The lock is the kernel's: it ends with the process, however that ends. On file systems without
+    locks there is none.
+
+    Raises:
+        QDGSError: another process writes in it.
+        OSError: it cannot be made or written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    path = folder / LOCK
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise QDGSError(
+                f"Another process is writing in {folder}: wait for it, or choose another folder."
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                os.close(descriptor)
+                raise
+        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+            break
+        os.close(descriptor)  # of a process that has just ended, and removed it
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def require_same_config(folder: Path, before: Any, now: Any) -> None:
@@ -98,6 +166,7 @@ def creating(folder: Path, *, again: str) -> Iterator[Path]:
         try:
             yield partial
             partial.rename(folder)
+            files.sync_folder(folder.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -119,10 +188,19 @@ def interruptions_explained(folder: Path, *, again: str) -> Iterator[None]:
         interrupt.add_note(again)
         raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise QDGSError(
-                f"No space is left for {folder} ({error.strerror}): free some, then {again}."
-            ) from error
-        raise QDGSError(
-            f"{folder} is not writable ({error.strerror or error}): choose another folder."
-        ) from error
+        raise QDGSError(_explain(error, folder, again)) from error
+
+
+def _explain(error: OSError, folder: Path, again: str) -> str:
+    """What the system refused during the writing in `folder`, in a sentence."""
+    reason = error.strerror or str(error)
+    path = Path(error.filename) if isinstance(error.filename, str) else folder
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"No space is left for {folder} ({reason}): free some, then {again}."
+    if error.errno in (errno.ENOENT, errno.ESTALE) and not folder.exists():
+        return f"{folder} was removed while it was written: {again}."
+    within = folder in (path, *path.parents) or path in folder.parents
+    read = path.is_file() and not os.access(path, os.R_OK)
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and within and not read:
+        return f"{folder} is not writable ({reason}): choose another folder."
+    return f"{path} cannot be read or written ({reason}): mend that, then {again}."

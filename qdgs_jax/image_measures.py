@@ -1,6 +1,8 @@
 """Plain functions of images that a measure can name in place of prompts."""
 
 import importlib
+import os
+import sys
 from collections.abc import Callable
 
 import jax
@@ -115,43 +117,70 @@ IMAGE_MEASURES: dict[str, ImageMeasure] = {
 }
 
 
-def load(measure: MeasureConfig, image_size: int) -> ImageMeasure:
+def load(measure: MeasureConfig, image_size: int, *, allow_code: bool = False) -> ImageMeasure:
     """The function that a measure names; the shape of its result is checked.
 
+    Args:
+        allow_code: whether it may be another than `IMAGE_MEASURES`: its module is imported then,
+            from the working folder as well. A config is code in that case.
+
     Raises:
-        ConfigError: it does not exist or does not return one number for each image.
+        ConfigError: it does not exist, is not allowed, fails, or does not return one real number
+            for each image.
     """
-    function = IMAGE_MEASURES.get(measure.function) or _import(measure)
-    images = jax.ShapeDtypeStruct((2, image_size, image_size, 3), jnp.float32)
-    shape = getattr(jax.eval_shape(function, images), "shape", None)
-    if shape != (2,):
-        raise ConfigError(
-            f"The function '{measure.function}' of measure '{measure.name}' returns the shape "
-            f"{shape} for images {images.shape}: let it return one number for each image, [N]."
-        )
-    return function
-
-
-def _import(measure: MeasureConfig) -> ImageMeasure:
     subject = f"The function '{measure.function}' of measure '{measure.name}'"
-    module_name, colon, name = measure.function.partition(":")
+    name = measure.function.removeprefix(f"{__name__}:")
+    function = IMAGE_MEASURES.get(name) or _import(measure.function, subject, allow_code)
+
+    def checked(images: Images) -> Array:
+        try:
+            values = function(images)
+            shape, real = jnp.shape(values), jnp.isrealobj(values)
+        except (Exception, SystemExit) as error:
+            raise ConfigError(f"{subject} fails ({_first_line(error)}): mend it.") from error
+        if shape != (len(images),) or not real:
+            raise ConfigError(
+                f"{subject} returns the shape {shape} for images {images.shape}: let it return one "
+                "real number an image, [N]."
+            )
+        return values
+
+    jax.eval_shape(checked, jax.ShapeDtypeStruct((2, image_size, image_size, 3), jnp.float32))
+    return checked
+
+
+def _import(function: str, subject: str, allow_code: bool) -> ImageMeasure:
+    module_name, colon, name = function.partition(":")
     if not colon:
         raise ConfigError(
             f"{subject} is none of {', '.join(IMAGE_MEASURES)}"
-            f"{did_you_mean(measure.function, list(IMAGE_MEASURES))}: name one of them, "
+            f"{did_you_mean(function, list(IMAGE_MEASURES))}: name one of them, "
             "or write 'package.module:function'."
         )
+    if not allow_code:
+        raise ConfigError(
+            f"{subject} is code from outside of this package, which a config of somebody else's "
+            "could use to do anything: read it, then pass --allow-code (allow_code=True in Python)."
+        )
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last: it shadows nothing
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
-            f"{subject} cannot be imported ({error}): install its package or correct the name."
-        ) from None
-    function = getattr(module, name, None)
-    if not callable(function):
+            f"{subject} cannot be imported ({_first_line(error)}): install its package or correct "
+            "the name."
+        ) from error
+    found = getattr(module, name, None)
+    if not callable(found):
         known = [key for key, value in vars(module).items() if callable(value)]
         raise ConfigError(
             f"{subject} does not exist in the module {module_name}"
             f"{did_you_mean(name, known)}: correct the name."
         )
-    return function
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error says, without what JAX and others append over many lines."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0]

@@ -48,7 +48,8 @@ _KINDS: dict[Any, tuple[str, Callable[[Path], Any]]] = {
 
 # Options that take no value; every other option takes the arguments after it.
 _FLAGS = {
-    "resume", "acknowledge-notice", "nearest-bin", "h", "help", "random-crops", "rematerialise",
+    "resume", "acknowledge-notice", "allow-code", "nearest-bin", "h", "help", "random-crops",
+    "rematerialise",
 }  # fmt: skip
 
 

@@ -1,19 +1,24 @@
 """A config with its models loaded, its prompts embedded, and its measure ranges in numbers."""
 
 import dataclasses
+import math
+import os
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from qdgs_jax import encoders, generators, search, typicality
+from qdgs_jax import archives, encoders, generators, search, typicality
 from qdgs_jax.archives import Archive, CVTArchive, GridArchive, cvt_centroids
-from qdgs_jax.config import Config, MeasureConfig
+from qdgs_jax.config import Config, Interval, MeasureConfig, range_problem
 from qdgs_jax.encoders import Encoder
-from qdgs_jax.errors import ConfigError, QDGSError
+from qdgs_jax.errors import ConfigError
 from qdgs_jax.generators import Generator
 from qdgs_jax.prompts import embed_prompts
 from qdgs_jax.scoring import ImageScore, make_score
 from qdgs_jax.search import Search
+from qdgs_jax.search_config import SearchConfig
 from qdgs_jax.typing import Key, Latents, Params
 
 
@@ -36,11 +41,17 @@ class Problem:
         return search_key, self.generator.sample(latents_key, self.config.search.initial_samples)
 
 
-def load_problem(config: Config, *, generator: tuple[Generator, Params] | None = None) -> Problem:
+def load_problem(
+    config: Config,
+    *,
+    generator: tuple[Generator, Params] | None = None,
+    allow_code: bool = False,
+) -> Problem:
     """Loads the models, embeds the prompts and replaces `auto` ranges by numbers.
 
     Args:
         generator: your own generator and its weights, instead of the config's.
+        allow_code: whether measures may be functions of other packages, which are imported.
 
     Raises:
         ConfigError: a name, prompt or size in the config is impossible.
@@ -63,11 +74,12 @@ def load_problem(config: Config, *, generator: tuple[Generator, Params] | None =
     params = {"generator": source_params, "encoder": encoder_params, "prompts": prompts}
     if config.objective.typicality:
         params["typical"] = typicality.fit(source, source_params)
-    score = make_score(config, source, encoder)
+    score = make_score(config, source, encoder, allow_code=allow_code)
     config = _resolve_ranges(config, source, score, params)
     made = search.make_search(
         options, make_archive(config), score, score.with_jacobian(), init_memory=score.init_memory
     )
+    _require_memory(options, made, source)
     return Problem(config, source, encoder, params, score, made)
 
 
@@ -80,6 +92,35 @@ def make_archive(config: Config) -> Archive:
     return GridArchive(tuple(measure.cells for measure in config.measures), lower, upper)
 
 
+def _require_memory(options: SearchConfig, made: Search, generator: Generator) -> None:
+    """Refuses a search whose archives, emitters and first latents no device could hold.
+
+    Raises:
+        ConfigError: they take more than the memory of the device.
+    """
+    D, dtype = generator.latent_size, np.dtype(np.float32)
+    archives_ = [made.archive, made.elitist] if made.annealed else [made.elitist]
+
+    def largest() -> Any:
+        latents = jnp.zeros((options.emitters, D), dtype)
+        return (
+            [archives.init(each, D, dtype) for each in archives_],
+            made.emitter.init(jax.random.key(0), latents),
+            jnp.zeros((max(options.initial_samples, options.emitters * options.batch_size), D)),
+        )
+
+    leaves = jax.tree.leaves(jax.eval_shape(largest))
+    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    stats = jax.devices()[0].memory_stats() or {}
+    memory = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise ConfigError(
+            f"The search needs {needed / 2**30:,.0f} GiB for {made.archive.size:,} cells and "
+            f"{options.emitters:,} emitters, but the device has {memory / 2**30:,.0f}: lower the "
+            "cells, search.emitters or search.initial_samples."
+        )
+
+
 def _resolve_ranges(
     config: Config, generator: Generator, score: ImageScore, params: Params
 ) -> Config:
@@ -90,19 +131,44 @@ def _resolve_ranges(
     latents = generator.sample(latents_key, config.search.initial_samples)
     scores, _ = jax.jit(score)(params, score_key, latents, ())
     measures = np.asarray(scores.measures, np.float64)
-    finite = measures[np.isfinite(measures).all(axis=1)]
-    if not len(finite) or (np.ptp(finite, axis=0) == 0).any():
-        raise QDGSError(
-            "Measures of random samples are constant or not finite, which leaves no `auto` range: "
-            "give each measure a range in numbers."
-        )
-    low, high = finite.min(axis=0), finite.max(axis=0)
-    margin = (high - low) / 4
-
-    def resolve(measure: MeasureConfig, low: float, high: float) -> MeasureConfig:
-        if measure.range != "auto":
-            return measure
-        return dataclasses.replace(measure, range=(float(f"{low:.4g}"), float(f"{high:.4g}")))
-
-    resolved = map(resolve, config.measures, low - margin, high + margin)
+    resolved = [
+        measure
+        if measure.range != "auto"
+        else dataclasses.replace(measure, range=_range_of(measure, values))
+        for measure, values in zip(config.measures, measures.T, strict=True)
+    ]
     return dataclasses.replace(config, measures=tuple(resolved))
+
+
+def _range_of(measure: MeasureConfig, values: np.ndarray) -> Interval:
+    """A range for samples [N] of a measure, whatever the others are.
+
+    Up to 1 % at either end, and at least one sample, are outliers if they lie further beyond the
+    rest than its whole span. Ends are rounded to four digits, of the span or of themselves.
+
+    Raises:
+        ConfigError: the samples have no spread, or too little of it for the cells.
+    """
+    subject = f"The measure '{measure.name}' has no `range`, and"
+    finite = np.sort(values[np.isfinite(values)])
+    if not len(finite) or finite[0] == finite[-1]:
+        found = f"are {finite[0]:g} throughout" if len(finite) else "are not finite"
+        raise ConfigError(
+            f"{subject} its random samples {found}, which says nothing about one: give it a range "
+            "in numbers."
+        )
+    few = max(1, len(finite) // 100) if len(finite) >= 16 else 0
+    start, end = finite[few], finite[len(finite) - 1 - few]
+    if start < end:
+        finite = finite[(finite >= 2 * start - end) & (finite <= 2 * end - start)]
+    span = finite[-1] - finite[0]
+    low, high = (
+        round(float(end), 3 - math.floor(math.log10(min(span, abs(end) or span))))
+        for end in (finite[0] - span / 4, finite[-1] + span / 4)
+    )
+    if problem := range_problem(low, high, measure.cells):
+        raise ConfigError(
+            f"{subject} its random samples lie between {finite[0]:.9g} and {finite[-1]:.9g}: a "
+            f"range like theirs {problem}."
+        )
+    return low, high

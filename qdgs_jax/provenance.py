@@ -10,7 +10,7 @@ import jax
 from qdgs_jax.config import Config
 
 COMPUTATION = (
-    "python", "jax", "jaxlib", "flax", "numpy", "optax", "orbax-checkpoint", "qdgs-jax",
+    "python", "jax", "jaxlib", "flax", "numpy", "optax", "qdgs-jax",
 )  # fmt: skip
 """Packages that the numbers of a search or a training may depend on."""
 RENDERING = ("qdgs-jax", "jax", "jaxlib", "numpy", "pillow")

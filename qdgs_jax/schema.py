@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import json
+import re
 import tomllib
 from pathlib import Path
 from typing import (
@@ -17,19 +19,32 @@ from typing import (
 import pydantic
 from pydantic import ConfigDict, Field
 
-from qdgs_jax.errors import ConfigError, did_you_mean
+from qdgs_jax import files
+from qdgs_jax.errors import ConfigError, QDGSError, did_you_mean
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Positive = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+MAX_BYTES = 2**18
+"""Of a TOML file, or of a JSON file of a run's figures."""
+MAX_TEXT = 5_000
+"""Characters of a text in a config."""
+MAX_DEPTH = 300
+"""Parts of a TOML key: the reader takes the square of their number."""
+_KEY = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""
+_DEEP_KEY = re.compile(rf"(?<![\w-])(?:{_KEY}){{{MAX_DEPTH}}}")
 
 T = TypeVar("T")
+
+_STRICT = ConfigDict(extra="forbid", str_max_length=MAX_TEXT)
 
 
 @dataclass_transform(frozen_default=True)
 def checked(cls: type[T]) -> type[T]:
     """A frozen dataclass whose values are validated; it raises only ConfigError."""
-    made: Any = pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(extra="forbid"))(cls)
+    made: Any = pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)(cls)
     construct = made.__init__
 
     @functools.wraps(construct)
@@ -50,11 +65,64 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: it cannot be read, or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        text = _read_text(path)
+        if _DEEP_KEY.search(text):
+            raise ValueError(f"a key has more than {MAX_DEPTH} parts")
+        values = tomllib.loads(text)
+        _require_plain(values)
     except OSError as error:
         raise ConfigError(f"Cannot read the config {path}: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The config {path} is not valid TOML: {error}.") from None
+    except RecursionError:
+        raise ConfigError(f"The config {path} is not valid TOML: it is nested too deep.") from None
+    except ValueError as error:
+        raise ConfigError(
+            f"The config {path} is not valid TOML: {_brief(error).partition('; use sys')[0]}."
+        ) from None
+    return values
+
+
+def read_json(path: Path) -> Any:
+    """The plain values of a small JSON file that this package wrote.
+
+    Raises:
+        QDGSError: it cannot be read, or holds something else.
+    """
+    try:
+        values = json.loads(_read_text(path))
+        _require_plain(values)
+    except OSError as error:
+        raise QDGSError(f"{path} cannot be read: {error.strerror}.") from None
+    except RecursionError:
+        raise QDGSError(f"{path} is damaged: it is nested too deep.") from None
+    except ValueError as error:
+        raise QDGSError(f"{path} is damaged: {_brief(error)}.") from None
+    return values
+
+
+def _read_text(path: Path) -> str:
+    if "\0" in str(path):
+        raise ValueError("its name holds a NUL character")
+    with files.reading(path, limit=MAX_BYTES) as file:
+        return file.read(MAX_BYTES).decode("utf-8-sig")
+
+
+def _require_plain(values: Any) -> None:
+    """ValueError if any text holds what no file name and no UTF-8 can."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            _require_plain(key)
+            _require_plain(value)
+    elif isinstance(values, list):
+        for value in values:
+            _require_plain(value)
+    elif isinstance(values, str) and re.search("[\0\ud800-\udfff]", values):
+        raise ValueError(f"the text {_brief(ascii(values))} holds a character that is none")
+
+
+def _brief(value: object, size: int = 200) -> str:
+    """Text for a sentence, cut where it is long."""
+    text = str(value)
+    return text if len(text) <= size else f"{text[:size]}..."
 
 
 def validate(kind: type[T], values: dict[str, Any], *, source: str) -> T:
@@ -73,7 +141,8 @@ def _explain(error: pydantic.ValidationError, kind: type) -> str:
     """The first problem of a validation in words; unknown keys come before missing ones."""
     unknown = "unexpected_keyword_argument"
     problem = min(error.errors(include_url=False), key=lambda found: found["type"] != unknown)
-    where = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("tuple["))
+    parts = (str(part) for part in problem["loc"])
+    where = _brief(".".join(part for part in parts if not part.startswith("tuple[")))
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
     if problem["type"] == unknown:
@@ -81,7 +150,15 @@ def _explain(error: pydantic.ValidationError, kind: type) -> str:
         return f"unknown key '{where}'{did_you_mean(where.split('.')[-1], known)}"
     if problem["type"].startswith("missing"):
         return f"the key '{where}' is missing"
-    return f"'{where}' {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}"
+    message, given = _brief(problem["msg"]), _brief(_repr(problem["input"]))
+    return f"'{where}' {message[0].lower()}{message[1:]}, got {given}"
+
+
+def _repr(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return "a number that is too large"
 
 
 def _known_keys(kind: Any, where: tuple[int | str, ...]) -> list[str]:

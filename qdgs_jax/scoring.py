@@ -173,7 +173,9 @@ class ImageScore:
         )
 
 
-def make_score(config: Config, generator: Generator, encoder: Encoder | None) -> ImageScore:
+def make_score(
+    config: Config, generator: Generator, encoder: Encoder | None, *, allow_code: bool = False
+) -> ImageScore:
     """The score of a config: f = 100 - 50 L, and one measure for each of `config.measures`.
 
     L = L_p + w (max(||latent||, r) - r)^2 + v (1 - u) + t e: the prompt loss, a penalty for latents
@@ -185,12 +187,17 @@ def make_score(config: Config, generator: Generator, encoder: Encoder | None) ->
     use one image and one crop, which is cheaper and less noisy. Functions of the image read the
     whole image.
 
+    Args:
+        allow_code: whether measures may be functions of other packages; see `image_measures.load`.
+
     Raises:
         ConfigError: a measure's function does not exist or does not return one number for each
             image.
     """
     functions = [
-        image_measures.load(measure, generator.image_size) if measure.function else None
+        image_measures.load(measure, generator.image_size, allow_code=allow_code)
+        if measure.function
+        else None
         for measure in config.measures
     ]
 

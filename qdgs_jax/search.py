@@ -19,7 +19,6 @@ from flax import struct
 
 from qdgs_jax import archives, emitters
 from qdgs_jax.archives import Archive, ArchiveState, Insertion
-from qdgs_jax.config import SearchConfig
 from qdgs_jax.emitters import Emitter, GradientEmitter, Gradients, Strategy
 from qdgs_jax.emitters.cma_es import CMAES
 from qdgs_jax.emitters.evolution_strategy import EvolutionStrategy
@@ -30,6 +29,7 @@ from qdgs_jax.emitters.rules import Rules
 from qdgs_jax.emitters.variation import Variation
 from qdgs_jax.errors import ConfigError
 from qdgs_jax.jacobian import Memory, Score, Scores
+from qdgs_jax.search_config import SearchConfig
 from qdgs_jax.typing import Array, Key, Latents, Params
 
 

@@ -10,6 +10,7 @@ from ribs import archives as ribs
 
 from qdgs_jax import archives
 from qdgs_jax.archives import Archive, CVTArchive, GridArchive, cvt_centroids
+from qdgs_jax.config import range_problem
 
 LATENT = 3
 BOX = {"lower": (-1.0, 0.0), "upper": (1.0, 2.0)}
@@ -247,3 +248,22 @@ def test_insertion_touches_no_array_of_all_cells() -> None:
         if math.prod(variable.aval.shape) >= archive.size and equation.primitive.name != "jit"
     }
     assert large == {"scatter"}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "cells"),
+    [(0, 1e-7, 10), (0, 1e-5, 10), (-0.05, 0.05, 250), (1000, 1001, 1000), (20000, 20001, 100),
+     (-180, 180, 36), (0, 2**24, 10), (0, 1e-15, 100), (-1e15, 1e15, 1000)],
+)  # fmt: skip
+def test_every_range_that_a_config_may_have_reaches_all_cells(
+    low: float, high: float, cells: int
+) -> None:
+    assert range_problem(low, high, cells) == ""
+    grid = GridArchive((cells,), (low,), (high,))
+    centres = jnp.asarray(grid.centres(), jnp.float32)
+    np.testing.assert_array_equal(grid.index_of(centres), np.arange(cells))
+
+
+def test_more_cells_than_an_index_counts_are_refused() -> None:
+    with pytest.raises(ValueError, match="4900000000 cells are more than"):
+        GridArchive((70_000, 70_000), (0, 0), (1, 1))

@@ -92,10 +92,9 @@ def generations_of(run: Path) -> list[str]:
 @pytest.mark.slow
 def test_killed_run_resumes_bit_for_bit(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = [sys.executable, "-c", "from qdgs_jax.cli import main; main()"]
-    command += ["sample", CONFIG, "--out", str(out), *SMALL]
+    command = [sys.executable, "-m", "qdgs_jax", "sample", CONFIG, "--out", str(out), *SMALL]
     with subprocess.Popen(command) as process:
-        while not (out / "checkpoints/2").is_dir() and process.poll() is None:
+        while not (out / "checkpoints/2.npz").is_file() and process.poll() is None:
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
@@ -137,6 +136,11 @@ def test_pretrain_knows_both_models(capsys: pytest.CaptureFixture[str]) -> None:
         (["sample", CONFIG, "--generator.model", "shapes-vea"], 2, "shapes-vae"),
         (["sample", CONFIG, "--encoder.model", "shapes-clop"], 2, "shapes-clip"),
         (["sample", CONFIG, "--out", CONFIG], 2, "is not a folder"),
+        (["sample", CONFIG, "--generator.model", "a" * 4000], 1, "cannot be used (File name too"),
+        (["sample", CONFIG, "--search.chunk-size", "1" + "0" * 9], 2, "'chunk_size' input should"),
+        (["sample", CONFIG, "--measures.0.range", "0", "inf"], 2, "must have finite ends"),
+        (["sample", "code.toml"], 2, "os:getcwd' of measure 'm' is code from outside of this"),
+        (["sample", "code.toml", "--allow-code"], 2, "'os:getcwd' of measure 'm' fails (TypeError"),
         (["export", "absent", "out"], 1, "holds no finished run"),
     ],
 )
@@ -149,6 +153,9 @@ def test_mistakes_take_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("code.toml").write_text(
+        'objective = { typicality = 1.0 }\nmeasures = [{ name = "m", function = "os:getcwd" }]'
+    )
     assert run_command(arguments) == status
     assert sentence in told(capsys)
 
@@ -209,6 +216,87 @@ def test_unknown_words_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     prompt = ["--measures.0.low", "A xylophonic red shape."]
     assert run_command(["sample", CONFIG, "--out", str(tmp_path / "run"), *SMALL, *prompt]) == 0
     assert "does not know 'xylophonic'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: 9 GiB")])
+def test_too_little_memory_is_told(
+    error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("qdgs_jax.runs.sampling.sample", fail)
+    assert run_command(["sample", CONFIG]) == 1
+    assert "Memory is exhausted: lower search.chunk_size" in told(capsys)
+
+
+FAST = """
+import os, sys, time
+from qdgs_jax import __main__
+from qdgs_jax.runs import sampling
+def sample(*_, **__):
+    {work}
+    return dict(elites=1, coverage=1.0, qd_score=1.0, best_objective=1.0, evaluations=1,
+                seconds_run=1.0)
+sampling.sample = sample
+__main__.main()
+"""
+
+
+def started(work: str, **files: Any) -> subprocess.Popen[str]:
+    """`qdgs sample` in a process of its own, with `work` in place of the search."""
+    code = FAST.format(work=work)
+    command = [sys.executable, "-c", code, "sample", CONFIG, "--out", "somewhere"]
+    return subprocess.Popen(command, text=True, **files)
+
+
+def test_sigterm_outside_of_the_loop_takes_one_sentence() -> None:
+    with started("print('at work', flush=True); time.sleep(60)", stdout=-1, stderr=-1) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        process.terminate()
+        _, told = process.communicate()
+    assert told == "qdgs: Interrupted: run the same command again.\n"
+    assert process.returncode == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_imports_takes_one_sentence(
+    number: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    slow = f"import os, time; os.kill(os.getpid(), {number:d}); time.sleep(60)"
+    (tmp_path / "tyro.py").write_text(slow)  # in place of what takes long to import
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(cli.__file__).parents[1]}"}
+    command = [sys.executable, "-m", "qdgs_jax", "sample", CONFIG]
+    assert subprocess.run(command, env=environment).returncode == 1
+    assert capfd.readouterr().err == "qdgs: Interrupted: run the same command again.\n"
+
+
+def test_a_full_standard_output_is_told() -> None:
+    with open("/dev/full", "w") as full, started("pass", stdout=full, stderr=-1) as process:
+        _, told = process.communicate()
+    assert told == (
+        "qdgs: All is written, but the result could not be printed (No space left on device): see "
+        "somewhere.\n"
+    )
+    assert process.returncode == 1
+
+
+def test_a_full_standard_error_changes_nothing_else() -> None:
+    work = "import warnings; warnings.warn('careful')"
+    with open("/dev/full", "w") as full, started(work, stdout=-1, stderr=full) as process:
+        result, _ = process.communicate()
+    assert json.loads(result)["run"] == "somewhere"
+    assert process.returncode == 0
+
+
+def test_closed_standard_files_are_not_taken_by_others(tmp_path: Path) -> None:
+    path = tmp_path / "mine"
+    work = f"f = open({str(path)!r}, 'w'); f.write('mine'); os.write(1, b'a'); os.write(2, b'b')"
+    command = [sys.executable, "-c", FAST.format(work=work), "sample", CONFIG]
+    closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command]
+    assert subprocess.run(closed).returncode == 0
+    assert path.read_text() == "mine"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -1,13 +1,15 @@
 """Configs: written ones are read back, and errors are one sentence."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qdgs_jax.config import SearchConfig, load_config, parse_config, save_config
+from qdgs_jax.config import load_config, parse_config, save_config
 from qdgs_jax.errors import ConfigError
+from qdgs_jax.search_config import SearchConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs/search"
 
@@ -51,6 +53,18 @@ def test_saved_config_is_read_back(tmp_path: Path) -> None:
         (
             {"measures": [{"name": "c", "low": "x", "high": "y", "range": [1, -1]}]},
             "`range` must be [low, high]",
+        ),
+        *(
+            ({"measures": [{**MINIMAL["measures"][0], "range": ends}]}, sentence)
+            for ends, sentence in (
+                ([-math.inf, math.inf], "'colour': `range` must have finite ends, got [-inf, inf]"),
+                ([0, math.inf], "`range` must have finite ends, got [0, inf]"),
+                ([math.nan, 1], "`range` must have finite ends, got [nan, 1]"),
+                ([0.1, 0.1000000001], "`range` [0.1, 0.1000000001] has 50 cells, but single"),
+                ([20000, 20000.2], "closer than 0.002: widen it, scale the measure, or lower"),
+                ([0, 1e-30], "`range` [0.0, 1e-30] has 50 cells"),
+                ([-3e38, 3e38], "has 50 cells, but single precision"),
+            )
         ),
         (
             {"export": {"bins": [{"name": "b", "label": "b", "where": {"color": [0, 1]}}]}},

@@ -1,6 +1,7 @@
 """Files are written whole or not at all, and have checksums."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,36 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(Crash):
         interrupted()
     assert [(item.name, item.read_text()) for item in tmp_path.iterdir()] == [("x", "old ä")]
+
+
+def test_what_is_renamed_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda number: done.append(os.fstat(number)) or fsync(number))
+    monkeypatch.setattr(os, "replace", lambda *paths: done.append("renamed") or replace(*paths))
+    files.write(tmp_path / "x", "content")
+    file, renamed, folder = done
+    assert renamed == "renamed"
+    assert os.path.samestat(file, (tmp_path / "x").stat())
+    assert os.path.samestat(folder, tmp_path.stat())
+    done.clear()
+    files.write(tmp_path / "y", "content", durable=False)
+    assert done == ["renamed"]
+
+
+def test_a_link_in_the_place_of_the_partial_file_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / ".x.partial").symlink_to(tmp_path / "precious")
+    files.write(tmp_path / "x", "new")
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert (tmp_path / "x").read_text() == "new"
+
+
+def test_only_regular_files_of_bounded_size_are_read(tmp_path: Path) -> None:
+    (tmp_path / "small").write_bytes(b"12345")
+    with files.reading(tmp_path / "small", limit=5) as file:
+        assert file.read() == b"12345"
+    os.mkfifo(tmp_path / "pipe")
+    for path, limit in (("small", 4), ("pipe", 5), ("absent", 5), (".", 5)):
+        with pytest.raises(OSError), files.reading(tmp_path / path, limit=limit):  # noqa: PT011
+            pass

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,44 @@ def test_a_folder_that_has_begun_is_continued_on_demand(tmp_path: Path) -> None:
     assert found == tmp_path / "plan.json.part"
     with pytest.raises(ConfigError, match="already holds results: pass --resume to continue, or"):
         folders.claim(tmp_path, "plan.json.part", holds="results", resume=False)
+
+
+def test_a_folder_whose_claiming_was_stopped_is_claimed_again(tmp_path: Path) -> None:
+    (tmp_path / "results/deeper").mkdir(parents=True)
+    (tmp_path / ".lock").touch()
+    assert folders.claim(tmp_path, "plan.json", holds="results", resume=False) is None
+    (tmp_path / "results/deeper/1.json").touch()
+    with pytest.raises(ConfigError, match="holds other files"):
+        folders.claim(tmp_path, "plan.json", holds="results")
+    (tmp_path / "plan.json").touch()
+    assert folders.claim(tmp_path, "plan.json", holds="results") == tmp_path / "plan.json"
+
+
+def test_a_link_to_an_empty_folder_is_something(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "run/results").symlink_to(tmp_path / "empty")
+    with pytest.raises(ConfigError, match="holds other files"):
+        folders.claim(tmp_path / "run", "plan.json", holds="results")
+
+
+def test_two_processes_do_not_write_in_one_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "deep/run"
+    code = (
+        "import sys, pathlib; from qdgs_jax import folders\n"
+        "with folders.locked(pathlib.Path(sys.argv[1])): print('locked', flush=True), input()"
+    )
+    command = [sys.executable, "-c", code, str(folder)]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        sentence = "Another process is writing in .*run: wait for it, or choose another"
+        with pytest.raises(QDGSError, match=sentence), folders.locked(folder):
+            pass
+        other.kill()
+    with folders.locked(folder):  # the kernel has taken the lock of the killed process away
+        assert [path.name for path in folder.iterdir()] == [".lock"]
+    assert not list(folder.iterdir())
 
 
 def test_anything_else_is_refused(tmp_path: Path) -> None:
@@ -72,3 +112,29 @@ def test_an_interruption_has_its_remedy_as_a_note(tmp_path: Path) -> None:
     ):
         raise KeyboardInterrupt
     assert stopped.value.__notes__ == ["run it again"]
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "sentence"),
+    [
+        (errno.ENOSPC, None, "No space is left for .*run .*: free some, then run it again"),
+        (errno.EFBIG, None, "No space is left for"),
+        (errno.EACCES, None, "run is not writable .*: choose another folder"),
+        (errno.EROFS, "run/x", "run is not writable"),
+        (errno.EACCES, "images/0.png", "images/0.png cannot be read or written .*: mend that"),
+        (errno.EIO, "run/x", "run/x cannot be read or written"),
+        (errno.ENOENT, "images/0.png", "images/0.png cannot be read or written"),
+        (errno.ENOENT, "gone/x", "gone was removed while it was written: run it again"),
+    ],
+)
+def test_what_the_system_refuses_is_told(
+    tmp_path: Path, code: int, name: str | None, sentence: str
+) -> None:
+    (tmp_path / "run").mkdir()
+    folder = tmp_path / ("gone" if name == "gone/x" else "run")
+    error = OSError(code, os.strerror(code), *([str(tmp_path / name)] if name else []))
+    with (
+        pytest.raises(QDGSError, match=sentence),
+        folders.interruptions_explained(folder, again="run it again"),
+    ):
+        raise error

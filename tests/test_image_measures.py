@@ -31,12 +31,51 @@ def module(monkeypatch):
     return module
 
 
+def load(function, **options):
+    return image_measures.load(MeasureConfig(name="m", function=function), 4, **options)
+
+
+IMAGES = jnp.linspace(0, 1, 3 * 4 * 4 * 3).reshape(3, 4, 4, 3)
+
+
 def test_a_measure_can_be_imported(module):
-    measure = MeasureConfig(name="m", function="my_measures:redness")
-    assert image_measures.load(measure, 4) is module.redness
+    found = load("my_measures:redness", allow_code=True)
+    np.testing.assert_array_equal(found(IMAGES), module.redness(IMAGES))
 
 
-@pytest.mark.usefixtures("module")
+@pytest.mark.parametrize(
+    "function", ["os:getcwd", "qdgs_jax.cli:main", "my_measures:redness", "planted:f"]
+)
+def test_code_is_not_even_imported_unless_allowed(function, module, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "planted.py").write_text("raise SystemExit(3)")
+    with pytest.raises(ConfigError, match=r"is code from outside .* pass --allow-code"):
+        load(function)
+    assert "planted" not in sys.modules
+
+
+@pytest.mark.parametrize("function", ["brightness", "qdgs_jax.image_measures:brightness"])
+def test_the_packages_own_measures_need_no_leave(function):
+    np.testing.assert_array_equal(load(function)(IMAGES), image_measures.brightness(IMAGES))
+
+
+def test_the_working_folder_is_importable_once_allowed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "measures_of_mine.py").write_text("def half(images): return images[:, 0, 0, 0] / 2")
+    half = load("measures_of_mine:half", allow_code=True)
+    np.testing.assert_array_equal(half(IMAGES), IMAGES[:, 0, 0, 0] / 2)
+    assert sys.path[-1] == str(tmp_path)
+
+
+def fail(images):
+    raise RuntimeError("no such thing\nand more")
+
+
+def leave(images):
+    sys.exit("bye")
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -45,11 +84,19 @@ def test_a_measure_can_be_imported(module):
         ("no_such_package:f", "No module named 'no_such_package'"),
         (":f", "cannot be imported"),
         ("my_measures:flat", r"returns the shape \(\)"),
+        ("my_measures:complex", "one real number an image"),
+        ("my_measures:fail", r"fails \(RuntimeError: no such thing\): mend it"),
+        ("my_measures:leave", r"fails \(SystemExit: bye\): mend it"),
+        ("os:getcwd", r"fails \(TypeError: .*\): mend it"),
+        ("numpy:array", r"fails \(TracerArrayConversionError: "),
     ],
 )
-def test_a_wrong_function_is_a_config_error(function, message):
-    with pytest.raises(ConfigError, match=message):
-        image_measures.load(MeasureConfig(name="m", function=function), 4)
+def test_a_wrong_function_is_a_config_error(function, message, module):
+    module.fail, module.leave = fail, leave
+    module.complex = lambda images: images[:, 0, 0, 0] * 1j
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(function, allow_code=True)
+    assert "\n" not in str(caught.value)
 
 
 def face(skin, *, hair=(0.1, 0.07, 0.05), background=(0.2, 0.4, 0.7), side=64):

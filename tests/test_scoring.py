@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from qdgs_jax import encoders, generators, scoring, typicality
-from qdgs_jax.config import Config, MeasureConfig, ObjectiveConfig, SearchConfig
+from qdgs_jax.config import Config, MeasureConfig, ObjectiveConfig
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.generators import Generator
 from qdgs_jax.image_measures import brightness
 from qdgs_jax.prompts import PromptEmbeddings, PromptPair
+from qdgs_jax.search_config import SearchConfig
 
 LATENT, SIDE, SIZE, EMBEDDING = 5, 12, 8, 7
 HUE = MeasureConfig(name="hue", low="red", high="blue")

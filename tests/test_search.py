@@ -11,10 +11,10 @@ import pytest
 
 from qdgs_jax import search as searches
 from qdgs_jax.archives import CVTArchive, GridArchive
-from qdgs_jax.config import SearchConfig
 from qdgs_jax.errors import ConfigError
 from qdgs_jax.jacobian import Memory, Scores, with_jacobian
 from qdgs_jax.search import Search, SearchState, init, make_search, run, step
+from qdgs_jax.search_config import SearchConfig
 
 D, SAMPLES = 6, 20
 GRID = GridArchive(cells=(10, 10), lower=(-6.0, -6.0), upper=(6.0, 6.0))

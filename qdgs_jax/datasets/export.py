@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdgs_jax import files, generators, provenance
-from qdgs_jax.config import BinConfig, Config
+from qdgs_jax.config import MAX_IMAGES, BinConfig, Config
 from qdgs_jax.datasets import image_folder
 from qdgs_jax.datasets.balance import BALANCE, Balance, count_balance, read_balance
 from qdgs_jax.datasets.bins import assign_bins, bins_of, choose_test, draw_evenly, shares
@@ -27,9 +27,6 @@ from qdgs_jax.generators import Generator
 from qdgs_jax.problem import load_problem
 from qdgs_jax.runs.results import Elites, Run, load_run
 from qdgs_jax.typing import Latents, Params
-
-MAX_IMAGES = 10_000_000
-"""The plan of so many takes about 1 GiB."""
 
 
 def export(
@@ -103,7 +100,13 @@ def export(
 
 
 def baseline(
-    config: Config, out: str | Path, *, count: int, seed: int = 0, nearest_bin: bool = False
+    config: Config,
+    out: str | Path,
+    *,
+    count: int,
+    seed: int = 0,
+    nearest_bin: bool = False,
+    allow_code: bool = False,
 ) -> Balance:
     """Renders plain random latents into the layout of `export`, without balancing them.
 
@@ -116,6 +119,7 @@ def baseline(
         count: images.
         seed: of latents and crops.
         nearest_bin: label an image that no bin holds by the nearest one.
+        allow_code: whether measures may be functions of other packages, which are imported.
 
     Raises:
         ConfigError: a bin cannot be a class folder, or the config asks for something impossible.
@@ -124,7 +128,7 @@ def baseline(
     out = Path(out)
     bins = bins_of(config)
     _require_numbers(count, seed)
-    problem = load_problem(config)
+    problem = load_problem(config, allow_code=allow_code)
     config, generator = problem.config, problem.generator
     header = make_header(
         config,

@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 from qdgs_jax import files
 from qdgs_jax.config import MeasureConfig
 
+MAX_PLANE = 1000
+
 
 def draw_heatmap(
     path: Path,
@@ -20,17 +22,21 @@ def draw_heatmap(
 ) -> None:
     """Objective of the elites over the first two measures; the best one over any other measures.
 
+    Of more than `MAX_PLANE` cells along a measure, several share a place.
+
     Args:
         index: [n] cells of the elites.
         objective: [n] their objectives.
         cells: number of cells of the archive.
     """
-    shape = _plane_shape(measures)
+    shape = tuple(min(MAX_PLANE, cells) for cells in _plane_shape(measures))
     grid = np.full(shape, -np.inf)
-    np.maximum.at(grid, _plane_index(measures, index), objective)
+    np.maximum.at(grid, _blocks(measures, index, shape), objective)
     figure = Figure(figsize=(6, 4.8 if shape[1] > 1 else 2), layout="constrained")
     axes = figure.subplots()
-    mesh = axes.pcolormesh(*_plane_edges(measures), np.ma.masked_invalid(grid).T, cmap="viridis")
+    mesh = axes.pcolormesh(
+        *_plane_edges(measures, shape), np.ma.masked_invalid(grid).T, cmap="viridis"
+    )
     figure.colorbar(mesh, label="objective")
     axes.set_title(f"{len(index)} elites in {cells} cells")
     _label(axes, measures)
@@ -55,12 +61,8 @@ def choose_tiles(
     measures: Sequence[MeasureConfig], index: np.ndarray, objective: np.ndarray, across: int = 12
 ) -> dict[tuple[int, int], int]:
     """The best elite of each block of cells: (column, row) -> row of the archive."""
-    shape = _plane_shape(measures)
-    blocks = [np.minimum(across, cells) for cells in shape]
-    columns, rows = (
-        position * block // cells
-        for position, block, cells in zip(_plane_index(measures, index), blocks, shape, strict=True)
-    )
+    shape = tuple(min(across, cells) for cells in _plane_shape(measures))
+    columns, rows = _blocks(measures, index, shape)
     tiles: dict[tuple[int, int], int] = {}
     for elite in np.argsort(objective, kind="stable"):  # the best is the last to be written
         tiles[int(columns[elite]), int(rows[elite])] = int(elite)
@@ -86,7 +88,7 @@ def draw_contact_sheet(
     for (column, row), image in zip(tiles, images, strict=True):
         top = (rows - 1 - row) * height  # the second measure points upwards
         sheet[top : top + height, column * width : (column + 1) * width] = image
-    x, y = _plane_edges(measures)
+    x, y = _plane_edges(measures, (1, 1))
     figure = Figure(figsize=(8, 8 * rows / columns + 0.5), layout="constrained")
     axes = figure.subplots()
     axes.imshow(
@@ -108,8 +110,23 @@ def _plane_index(
     return axes[0], axes[1] if len(measures) > 1 else np.zeros_like(axes[0])
 
 
-def _plane_edges(measures: Sequence[MeasureConfig]) -> tuple[np.ndarray, np.ndarray]:
-    edges = [np.linspace(*measure.ends, measure.cells + 1) for measure in measures[:2]]
+def _blocks(
+    measures: Sequence[MeasureConfig], index: np.ndarray, shape: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Places of elites along the first two measures, where these have `shape` blocks of cells."""
+    columns, rows = (
+        position * blocks // cells
+        for position, blocks, cells in zip(
+            _plane_index(measures, index), shape, _plane_shape(measures), strict=True
+        )
+    )
+    return columns, rows
+
+
+def _plane_edges(
+    measures: Sequence[MeasureConfig], shape: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    edges = [np.linspace(*m.ends, n + 1) for m, n in zip(measures, shape, strict=False)]
     return edges[0], edges[1] if len(measures) > 1 else np.array([0.0, 1.0])
 
 

@@ -3,37 +3,47 @@
 config.toml          the resolved config (measure ranges in numbers)
 provenance.json      models and their checksums, versions, device, precision
 metrics.csv          a row every `run.log_every` generations
-checkpoints/         Orbax
+checkpoints/         the state every `run.checkpoint_every` generations; see `runs.checkpoints`
 archive.safetensors  solution [n, D], objective [n], measures [n, M], index [n], by cell
 archive.csv          the same as a table with pyribs' column names
+summary.json         written after them: a folder with it holds a finished run
 heatmap.png, curves.png, elites.png
-summary.json         written last: a folder with it holds a finished run
 """
 
 import csv
 import dataclasses
 import io
 import json
+import math
+import warnings
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pydantic
 import safetensors
 import safetensors.numpy
 
 from qdgs_jax import files, provenance
 from qdgs_jax.archives import GridArchive
+from qdgs_jax.chunks import in_chunks
 from qdgs_jax.config import Config, MeasureConfig, load_config
 from qdgs_jax.errors import QDGSError
 from qdgs_jax.problem import Problem
-from qdgs_jax.runs import figures, metrics
+from qdgs_jax.runs import figures
 from qdgs_jax.runs.metrics import Row
+from qdgs_jax.schema import read_json
 from qdgs_jax.search import SearchState
+from qdgs_jax.typing import Images, Latents, Params
 
 CONFIG = "config.toml"
 """The file that makes a folder a run's."""
+ARCHIVE = "archive.safetensors"
+SUMMARY = "summary.json"
+TILE = 256
+"""Pixels of the side of an elite in elites.png, at most."""
 MAX_TABLE_LATENT = 64
 """archive.csv has no latents longer than this; it would grow to gigabytes."""
 
@@ -57,33 +67,108 @@ class Run:
     summary: dict[str, Any]
 
 
+@dataclasses.dataclass
+class _Model:
+    name: str
+    sha256: str
+
+
+@dataclasses.dataclass
+class _Summary:
+    """What readers of a run need of its summary.json."""
+
+    elites: int
+    archive_sha256: str
+    generator: _Model
+    encoder: _Model | None
+    precision: str
+    device: str
+    versions: dict[str, str]
+
+
 def load_run(path: str | Path) -> Run:
     """Reads a finished run.
 
     Raises:
-        QDGSError: the folder holds no finished run, or its archive is damaged.
+        QDGSError: the folder holds no finished run, or what it holds is damaged or does not fit.
     """
     path = Path(path)
-    if not (path / "summary.json").is_file():
+    if not (path / SUMMARY).is_file():
         raise QDGSError(
             f"{path} holds no finished run: finish it with `qdgs sample CONFIG --out {path} "
             "--resume`, or name another folder."
         )
     try:
-        tensors = safetensors.numpy.load_file(path / "archive.safetensors")
-        elites = Elites(*(tensors[k] for k in ("solution", "objective", "measures", "index")))
-        summary = json.loads((path / "summary.json").read_text())
-    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
-        raise QDGSError(
-            f"The run in {path} is damaged ({error}): run `qdgs sample` again with --resume."
-        ) from None
-    return Run(load_config(path / CONFIG), elites, summary)
+        config = load_config(path / CONFIG)
+        summary = read_json(path / SUMMARY)
+        needed = pydantic.TypeAdapter(_Summary).validate_python(summary)
+        archive = path / ARCHIVE
+        if not archive.is_file() or files.sha256(archive) != needed.archive_sha256:
+            raise ValueError(f"{ARCHIVE} is not the file that was written")
+        elites = _read_elites(archive, config, needed.elites)
+    except pydantic.ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise _damaged(path, f"{SUMMARY} has no such `{where}` as a run's") from None
+    except (OSError, ValueError, QDGSError, safetensors.SafetensorError) as error:
+        raise _damaged(path, str(error).rstrip(".")) from None
+    return Run(config, elites, summary)
+
+
+def _damaged(path: Path, reason: str) -> QDGSError:
+    return QDGSError(
+        f"The run in {path} is damaged ({reason}): run `qdgs sample` again with --resume."
+    )
+
+
+def _read_elites(path: Path, config: Config, count: int) -> Elites:
+    """The archive's tensors; their types and shapes are compared before anything is read.
+
+    Raises:
+        ValueError: they are not the elites of such a config.
+    """
+    n, M = count, len(config.measures)
+    if any(measure.range == "auto" for measure in config.measures):
+        raise ValueError(f"{CONFIG} has a range that is not in numbers")
+    wanted: dict[str, tuple[str, list[int | None]]] = {
+        "solution": ("F32", [n, None]), "objective": ("F32", [n]), "measures": ("F32", [n, M]),
+        "index": ("I32", [n]),
+    }  # fmt: skip
+    with safetensors.safe_open(path, framework="numpy") as archive:
+        for name, (dtype, shape) in wanted.items():
+            found = archive.get_slice(name) if name in archive.keys() else None  # noqa: SIM118
+            sizes = found.get_shape() if found else []
+            fits = len(sizes) == len(shape) and all(
+                size == each or each is None for size, each in zip(sizes, shape, strict=True)
+            )
+            if not (found and found.get_dtype() == dtype and fits):
+                raise ValueError(f"`{name}` of {ARCHIVE} does not fit the config and the summary")
+        elites = Elites(*(archive.get_tensor(name) for name in wanted))
+    for values in (elites.latents, elites.objective, elites.measures):
+        if not np.isfinite(values).all():
+            raise ValueError(f"{ARCHIVE} holds numbers that are not finite")
+    index = elites.index.astype(np.int64)
+    if n and not (index[0] >= 0 and index[-1] < _cells(config) and (np.diff(index) > 0).all()):
+        raise ValueError(f"the cells in {ARCHIVE} are not those of the config")
+    return elites
+
+
+def _cells(config: Config) -> int:
+    if config.archive.kind == "cvt":
+        return config.archive.cells
+    return math.prod(measure.cells for measure in config.measures)
 
 
 def write(
-    problem: Problem, out: Path, state: SearchState, seconds: dict[str, float]
+    problem: Problem, out: Path, state: SearchState, rows: list[Row], seconds: dict[str, float]
 ) -> dict[str, Any]:
-    """Writes the archive, its table and the pictures, then the summary, and returns the summary."""
+    """Writes the archive, its table, the summary, which it returns, and last the pictures.
+
+    The run is finished by then: a picture that fails costs a warning.
+
+    Args:
+        rows: of metrics.csv; the last is of `state`.
+        seconds: what compiling and running took.
+    """
     elites = _collect(state)
     tensors = {
         "solution": elites.latents,
@@ -91,11 +176,8 @@ def write(
         "measures": elites.measures,
         "index": elites.index,
     }
-    files.write(out / "archive.safetensors", safetensors.numpy.save(tensors))
+    files.write(out / ARCHIVE, safetensors.numpy.save(tensors))
     _write_table(out / "archive.csv", elites)
-    rows = metrics.read(out)
-    _draw(problem, out, elites, rows)
-
     last = rows[-1]
     summary = {
         "qd_score": last["qd_score"],
@@ -108,9 +190,18 @@ def write(
         "non_finite": int(last["non_finite"]),
         **seconds,
         "evaluations_per_second": last["evaluations"] / seconds["seconds_run"],
+        "archive_sha256": files.sha256(out / ARCHIVE),
         **provenance.describe(problem.generator, problem.encoder, problem.config),
     }
-    files.write(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    files.write(out / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    try:
+        _draw(problem, out, elites, rows)
+    except Exception as error:
+        warnings.warn(
+            f"The run in {out} is finished, but not all of its pictures could be drawn "
+            f"({type(error).__name__}: {str(error).partition(chr(10))[0]}).",
+            stacklevel=2,
+        )
     return summary
 
 
@@ -146,10 +237,25 @@ def _draw(problem: Problem, out: Path, elites: Elites, rows: list[Row]) -> None:
     )
     tiles = figures.choose_tiles(measures, index, elites.objective)
     if tiles:
-        images = jax.jit(problem.generator.render)(
-            problem.params["generator"], elites.latents[list(tiles.values())]
-        )
-        figures.draw_contact_sheet(out / "elites.png", measures, list(tiles), np.asarray(images))
+        images = _render_tiles(problem, elites.latents[list(tiles.values())])
+        figures.draw_contact_sheet(out / "elites.png", measures, list(tiles), images)
+
+
+def _render_tiles(problem: Problem, latents: np.ndarray) -> np.ndarray:
+    """Images of latents [n, D], at most `TILE` pixels wide, in chunks as in the search."""
+    side = min(TILE, problem.generator.image_size)
+
+    @jax.jit
+    def render(params: Params, latents: Latents) -> Images:
+        def one_chunk(latents: Latents) -> Images:
+            images = problem.generator.render(params, latents)
+            if side == images.shape[1]:
+                return images
+            return jax.image.resize(images, (len(images), side, side, 3), "linear")
+
+        return in_chunks(one_chunk, problem.config.search.chunk_size)(latents)
+
+    return np.asarray(render(problem.params["generator"], jnp.asarray(latents)))
 
 
 def _plane(problem: Problem, elites: Elites) -> tuple[tuple[MeasureConfig, ...], np.ndarray]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from qdgs_jax import encoders, generators
+from qdgs_jax import encoders, files, generators
 from qdgs_jax.config import (
     BinConfig,
     Config,
@@ -93,6 +93,7 @@ def write_run(path: Path, config: Config) -> Path:
         "device": "test",
         "versions": {"jax": "0"},
     }
+    summary |= {"elites": len(index), "archive_sha256": files.sha256(path / "archive.safetensors")}
     (path / "summary.json").write_text(json.dumps(summary))
     return path
 

@@ -230,10 +230,10 @@ def test_disk_full_leaves_an_export_that_continues(run, tmp_path, monkeypatch, c
     path, out = run(LEFT, RIGHT), tmp_path / "out"
     replacing, calls = files.replacing, itertools.count()
 
-    def full(target: Path) -> Any:
+    def full(target: Path, **options: bool) -> Any:
         if next(calls) == 9:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return replacing(target)
+        return replacing(target, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "replacing", full)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from qdgs_jax.archives import GridArchive
-from qdgs_jax.config import SearchConfig
 from qdgs_jax.emitters.evosax import Evosax
 from qdgs_jax.errors import ConfigError
 from qdgs_jax.jacobian import Memory, Scores
 from qdgs_jax.search import init, make_search, run
+from qdgs_jax.search_config import SearchConfig
 
 KEY = jax.random.key(0)
 NAMES = ["sep_cma_es", "lm_ma_es", "openai_es"]

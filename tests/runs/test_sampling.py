@@ -3,23 +3,27 @@
 import csv
 import dataclasses
 import errno
+import json
 import os
+import resource
+import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from qdgs_jax import files, generators, search
-from qdgs_jax.config import Config, GeneratorConfig, parse_config
+from qdgs_jax import files, folders, generators, search
+from qdgs_jax.config import Config, ExportConfig, GeneratorConfig, RunConfig, parse_config
 from qdgs_jax.errors import ConfigError, QDGSError
 from qdgs_jax.generators import Generator
 from qdgs_jax.models import stylegan2
 from qdgs_jax.problem import load_problem, make_archive
+from qdgs_jax.runs import metrics
 from qdgs_jax.runs import sampling as runs
 from qdgs_jax.runs.metrics import Row
 from qdgs_jax.runs.results import load_run
@@ -110,8 +114,7 @@ def test_a_signal_stops_at_a_checkpoint_and_resuming_changes_nothing(
     runs.sample(config, tmp_path / "parts", resume=True, report=rows.append)
     assert [row["generation"] for row in rows] == [8]
     assert archive_of(tmp_path / "whole") == archive_of(tmp_path / "parts")
-    with open(tmp_path / "parts/metrics.csv", newline="") as file:
-        assert [row["generation"] for row in csv.DictReader(file)] == ["2", "4", "6", "8"]
+    assert generations_of(tmp_path / "parts") == ["2", "4", "6", "8"]
 
 
 @pytest.mark.slow
@@ -140,8 +143,8 @@ def test_styles_are_searched_with_a_memory_that_a_checkpoint_keeps(
     assert archive_of(tmp_path / "whole") == archive_of(tmp_path / "parts")
     memories = []
     for name in ("whole", "parts"):
-        with ocp.CheckpointManager(tmp_path / name / "checkpoints") as checkpoints:
-            memories.append(checkpoints.restore(8, args=ocp.args.StandardRestore())["memory"])
+        with np.load(tmp_path / name / "checkpoints/8.npz") as checkpoint:
+            memories.append({key: checkpoint[f"memory.{key}"] for key in ("count", "embeddings")})
     assert memories[0]["count"] > 2
     np.testing.assert_array_equal(memories[0]["embeddings"], memories[1]["embeddings"])
 
@@ -204,13 +207,136 @@ def test_foreign_folders_are_refused(
         runs.sample(config, out, resume=True)
 
 
-def test_a_damaged_checkpoint_is_told(tmp_path: Path, config: Config) -> None:
+@pytest.fixture
+def finished(tmp_path: Path, config: Config) -> Path:
+    """A finished run whose results are to be written again."""
     runs.sample(config, tmp_path / "run")
-    for path in (tmp_path / "run/checkpoints/8").rglob("*"):
-        if path.is_file():
-            path.write_bytes(path.read_bytes()[:10])
-    with pytest.raises(QDGSError, match=r"The checkpoint of generation 8 .* is damaged"):
-        runs.sample(config, tmp_path / "run", resume=True)
+    (tmp_path / "run/summary.json").unlink()
+    return tmp_path / "run"
+
+
+def test_a_damaged_checkpoint_costs_the_way_from_the_one_before(
+    finished: Path, config: Config
+) -> None:
+    before, table = archive_of(finished), (finished / "metrics.csv").read_text()
+    (finished / "checkpoints/8.npz").write_bytes(b"")
+    rows: list[Row] = []
+    with pytest.warns(UserWarning, match=r"8.npz is damaged .* continues from generation 4"):
+        runs.sample(config, finished, resume=True, report=rows.append)
+    assert [row["generation"] for row in rows] == [6, 8]
+    assert archive_of(finished) == before
+    assert generations_of(finished) == ["2", "4", "6", "8"]
+    assert len(table.splitlines()) == 5
+
+
+def generations_of(out: Path) -> list[str]:
+    with open(out / "metrics.csv", newline="") as file:
+        return [row["generation"] for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("content", [None, b"\0\xff"])
+@pytest.mark.parametrize("name", ["metrics.csv", "provenance.json"])
+def test_lost_records_cost_a_warning(
+    finished: Path, config: Config, name: str, content: bytes | None
+) -> None:
+    before = archive_of(finished)
+    last = metrics.read(finished)[-1]
+    (finished / name).unlink() if content is None else (finished / name).write_bytes(content)
+    with pytest.warns(UserWarning, match=f"{name} is missing or damaged"):
+        summary = runs.sample(config, finished, resume=True)
+    assert archive_of(finished) == before
+    assert summary["qd_score"] == pytest.approx(last["qd_score"])
+    assert json.loads((finished / "provenance.json").read_text())["seed"] == 0
+    assert generations_of(finished)[-1] == "8"
+
+
+def test_a_torn_last_line_of_metrics_is_written_again(finished: Path, config: Config) -> None:
+    (finished / "checkpoints/8.npz").unlink()
+    with open(finished / "metrics.csv", "r+") as file:
+        file.truncate(len(file.read()) - 30)
+    runs.sample(config, finished, resume=True)
+    assert generations_of(finished) == ["2", "4", "6", "8"]
+
+
+@pytest.mark.parametrize("log_every", [3, 12])
+def test_a_finished_run_continues_to_more_generations(
+    tmp_path: Path, config: Config, log_every: int
+) -> None:
+    def of(generations: int, log_every: int) -> Config:
+        return dataclasses.replace(
+            config,
+            search=dataclasses.replace(config.search, generations=generations),
+            run=RunConfig(log_every=log_every, checkpoint_every=4 * log_every),
+            export=ExportConfig(count=log_every),
+        )
+
+    runs.sample(of(12, 4), tmp_path / "whole")
+    runs.sample(of(8, 2), tmp_path / "parts")
+    summary = runs.sample(of(12, log_every), tmp_path / "parts", resume=True)
+    assert summary["generations"] == 12
+    assert archive_of(tmp_path / "whole") == archive_of(tmp_path / "parts")
+    assert load_run(tmp_path / "parts").config.export.count == log_every
+    between = range(8 - 8 % log_every + log_every, 13, log_every)
+    assert generations_of(tmp_path / "parts") == ["2", "4", "6", "8", *map(str, between)]
+
+    with pytest.raises(ConfigError, match=r"searched 12 generations already: .* instead of 8"):
+        runs.sample(of(8, 2), tmp_path / "parts", resume=True)
+    assert load_run(tmp_path / "parts").config == load_problem(of(12, log_every)).config
+
+
+@pytest.mark.parametrize("change", [{"sigma0": 0.4}, {"chunk_size": 8}, {"batch_size": 4}])
+def test_what_changes_the_search_is_refused(
+    tmp_path: Path, config: Config, change: dict[str, Any]
+) -> None:
+    runs.sample(config, tmp_path / "run")
+    other = dataclasses.replace(config.search, generations=12, **change)
+    with pytest.raises(ConfigError, match=rf"another config \(search.{next(iter(change))} was"):
+        runs.sample(dataclasses.replace(config, search=other), tmp_path / "run", resume=True)
+    assert (tmp_path / "run/summary.json").exists()
+
+
+def test_a_run_that_is_continued_is_not_finished_meanwhile(tmp_path: Path, config: Config) -> None:
+    runs.sample(config, tmp_path / "run")
+    longer = dataclasses.replace(config.search, generations=12)
+    with pytest.raises(KeyError, match="stop"):
+        runs.sample(
+            dataclasses.replace(config, search=longer),
+            tmp_path / "run",
+            resume=True,
+            report=lambda row: {}["stop"],
+        )
+    with pytest.raises(QDGSError, match="holds no finished run: finish it"):
+        load_run(tmp_path / "run")
+
+
+def test_a_folder_that_vanishes_is_told(tmp_path: Path, config: Config) -> None:
+    with pytest.raises(QDGSError, match="run was removed while it was written: run the same"):
+        runs.sample(config, tmp_path / "run", report=lambda row: shutil.rmtree(tmp_path / "run"))
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path: Path, config: Config) -> None:
+    (tmp_path / "run").mkdir()
+    with (
+        folders.locked(tmp_path / "run"),
+        pytest.raises(QDGSError, match="Another process is writing in"),
+    ):
+        runs.sample(config, tmp_path / "run")
+
+
+def test_a_disk_that_fills_up_during_a_checkpoint_is_told(tmp_path: Path, config: Config) -> None:
+    runs.sample(config, tmp_path / "whole")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(row: Row) -> None:  # as little room as a full disk has
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+
+    try:
+        with pytest.raises(QDGSError, match=r"No space is left for .*: free some, then run the"):
+            runs.sample(config, tmp_path / "parts", report=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    runs.sample(config, tmp_path / "parts", resume=True)
+    assert archive_of(tmp_path / "whole") == archive_of(tmp_path / "parts")
 
 
 @pytest.mark.parametrize(
@@ -220,7 +346,7 @@ def test_a_damaged_checkpoint_is_told(tmp_path: Path, config: Config) -> None:
 def test_refusals_of_the_file_system_are_told(
     tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch, code: int, sentence: str
 ) -> None:
-    def refuse(path: Path, content: bytes) -> None:
+    def refuse(path: Path, content: bytes, **_: bool) -> None:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(files, "write", refuse)

@@ -20,7 +20,7 @@ from qdgs_jax.errors import ConfigError
 from qdgs_jax.evaluation.fairness import Groups
 from qdgs_jax.evaluation.repair import (
     Test,
-    claim_results,
+    claimed_results,
     train_and_repair,
     unfinished,
     write_results,
@@ -65,8 +65,10 @@ def run_experiment(
             f"The bins of the search have the labels {', '.join(sorted(labels)) or '(none)'}, "
             f"but the drawings are {' and '.join(CLASSES)}s: give its bins these labels."
         )
-    with interruptions_explained(out, again="run the same command with --resume"):
-        claim_results(out, plan(config), resume=resume)
+    with (
+        interruptions_explained(out, again="run the same command with --resume"),
+        claimed_results(out, plan(config), resume=resume),
+    ):
         size = generators.load(search.generator.model)[0].image_size
         draw = functools.partial(draw_in_bytes, image_size=size)
         test = _unbiased_test(draw(jax.random.key(2**32 - 1), config.test_images, 0.5))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from qdgs_jax import encoders, generators
+from qdgs_jax import encoders, files, generators
 from qdgs_jax.cli import run_command
 from qdgs_jax.config import (
     BinConfig,
@@ -129,6 +129,7 @@ def write_run(path: Path, config: Config) -> None:
         "generator": {"name": "two shapes", "sha256": "a" * 64},
         "encoder": {"name": "eye", "sha256": "b" * 64},
         "precision": "highest", "device": "test", "versions": {}, "coverage": 1.0,
+        "elites": 4, "archive_sha256": files.sha256(path / "archive.safetensors"),
     }  # fmt: skip
     (path / "summary.json").write_text(json.dumps(summary))
 
