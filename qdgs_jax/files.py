@@ -1,8 +1,10 @@
 """Files that are whole or absent, and their fingerprints."""
 
 import contextlib
+import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -27,6 +29,50 @@ def write(path: Path, content: bytes | str) -> None:
     """Writes a whole file, text as UTF-8."""
     with replacing(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def open_regular(path: str | Path, limit: int | None = None) -> IO[bytes]:
+    """Opens a file for reading; refuses what may block, never end or not fit in memory.
+
+    Args:
+        limit: The most bytes that it may have.
+
+    Raises:
+        OSError: It is absent, no regular file or too large; `strerror` says so.
+    """
+
+    def check(status: os.stat_result) -> None:
+        if stat.S_ISDIR(status.st_mode):
+            raise OSError(errno.EISDIR, "it is a folder, not a file", str(path))
+        if not stat.S_ISREG(status.st_mode):
+            kind = next((kind for test, kind in _SPECIAL if test(status.st_mode)), "special file")
+            raise OSError(errno.EINVAL, f"it is a {kind}, not a regular file", str(path))
+        if limit is not None and status.st_size > limit:
+            reason = f"its {status.st_size:,} bytes are more than the {limit:,} expected of it"
+            raise OSError(errno.EINVAL, reason, str(path))
+
+    def open_at_once(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    try:
+        check(os.stat(path))  # opening alone wakes what writes into a pipe
+        file = open(path, "rb", opener=open_at_once)
+    except ValueError as error:  # NUL or half a surrogate pair
+        raise OSError(errno.EINVAL, "its name is no path", ascii(str(path))[:80]) from error
+    try:
+        check(os.fstat(file.fileno()))
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+_SPECIAL = (
+    (stat.S_ISFIFO, "named pipe"),
+    (stat.S_ISSOCK, "socket"),
+    (stat.S_ISCHR, "device"),
+    (stat.S_ISBLK, "device"),
+)
 
 
 def sha256(path: str | Path) -> str:
