@@ -15,7 +15,8 @@ from qdgs_jax import files
 from qdgs_jax.config import LatentSpace
 from qdgs_jax.errors import CheckpointError, ConfigError, did_you_mean
 from qdgs_jax.models import dcgan, stylegan2, vae
-from qdgs_jax.models.checkpoint import read_tensors
+from qdgs_jax.models.checkpoint import find_network, read_tensors
+from qdgs_jax.models.foreign import name_network
 from qdgs_jax.models.precision import Precision
 from qdgs_jax.typing import Array, Images, Key, Latents, Params
 
@@ -122,8 +123,11 @@ def family_of(path: Path) -> str:
         return "StyleGAN2"
     tensors = read_tensors(weights)
     for family, tensor in FAMILIES.items():
-        if any(name.endswith(tensor) for name in tensors):
+        if find_network(tensors, tensor):
             return family
+    foreign = name_network(tensors, "generator")
+    if foreign:
+        raise CheckpointError(f"{weights} holds {foreign[0]}: {foreign[1]}.")
     raise CheckpointError(
         f"{path} holds no generator that is known: give the weights of a {' or a '.join(FAMILIES)}."
     )
