@@ -56,7 +56,7 @@ def open_regular(path: str | Path, limit: int | None = None) -> IO[bytes]:
 
     try:
         check(os.stat(path))  # opening alone wakes what writes into a pipe
-        file = open(path, "rb", opener=open_at_once)
+        file = open(path, "rb", opener=open_at_once)  # noqa: SIM115  # the caller closes it
     except ValueError as error:  # NUL or half a surrogate pair
         raise OSError(errno.EINVAL, "its name is no path", ascii(str(path))[:80]) from error
     try:

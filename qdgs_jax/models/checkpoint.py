@@ -55,9 +55,9 @@ _DTYPES = {np.dtype(kind).name: np.dtype(kind) for kind in _SAFETENSORS_DTYPES.v
 def read_tensors(path: str | Path) -> Tensors:
     """All tensors of a file, by name; parts of nested names are joined by dots.
 
-    Reads safetensors, files of `torch.save` of any age, TorchScript archives (attributes, not code),
-    Flax's msgpack, and Hugging Face's indices of shards. Arrays may be read-only views of the file;
-    what is not a tensor, and what numbers name (the state of optimizers), is left out.
+    Reads safetensors, files of `torch.save` of any age, TorchScript archives (attributes, not
+    code), Flax's msgpack, and Hugging Face's indices of shards. Arrays may be read-only views of
+    the file; what is not a tensor, and what numbers name (states of optimizers), is left out.
 
     Raises:
         CheckpointError: The file is absent, damaged, hostile, or of another format.
@@ -75,6 +75,22 @@ def read_tensors(path: str | Path) -> Tensors:
     with explained(path, "fetch it again, or save its tensors as safetensors"):
         data = map_file(path)
         return _flatten(_read(path, data), 2 * len(data))
+
+
+def existing(name: str) -> Path | None:
+    """The path that a user gives, if it is one and something is there."""
+    try:
+        path = Path(name).expanduser()
+        path.stat()
+    except (OSError, RuntimeError, ValueError):  # too long, of no user's home, or with a NUL
+        return None
+    return path
+
+
+def shown(name: str) -> str:
+    """A name that anybody chose, for a sentence: short and on one line."""
+    short = name if len(name) <= MAX_NAME else f"{name[:80]} ..."
+    return "".join(letter if letter.isprintable() else "?" for letter in short)
 
 
 def fingerprint(path: Path) -> str:

@@ -39,7 +39,7 @@ def name_format(head: bytes) -> UnreadableError | None:
 
 _REMEDIES = {
     "encoder": "give a CLIP such as openai/clip-vit-base-patch32",
-    "generator": "give a shapes VAE, a DCGAN, or a StyleGAN2 as NVIDIA's PyTorch code saves it (.pkl)",
+    "generator": "give a shapes VAE, a DCGAN, or a StyleGAN2 in a .pkl of NVIDIA's PyTorch code",
 }
 
 _FOREIGN: tuple[tuple[tuple[str, ...], str], ...] = (

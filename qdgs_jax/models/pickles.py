@@ -198,7 +198,7 @@ def _opcodes(data: memoryview, place: int, limit: int) -> Iterator[_Opcode]:
 def _argument(name: str, data: memoryview, place: int) -> tuple[Any, int]:
     """The argument of an opcode, and where it ends."""
     if name == "GLOBAL":
-        *lines, rest = bytes(data[place : place + MAX_LINE]).split(b"\n", 2)
+        *lines, _ = bytes(data[place : place + MAX_LINE]).split(b"\n", 2)
         if len(lines) != 2:
             raise UnreadableError("one of its names is too long")
         module, called = (line.decode("ascii") for line in lines)

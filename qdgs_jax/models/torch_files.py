@@ -64,14 +64,12 @@ class Tensor:
 
     def array(self) -> np.ndarray:
         """Read-only, without a copy."""
-        dtype = self.storage.dtype
+        dtype, read = self.storage.dtype, self.storage.read
         if 0 in self.size:
             return np.zeros(self.size, dtype)
         strides = [step * dtype.itemsize for step in self.stride]
-        assert self.storage.read is not None, "readers return tensors whose storages are found"
-        return np.ndarray(
-            self.size, dtype, self.storage.read(), self.offset * dtype.itemsize, strides
-        )
+        assert read is not None, "readers return tensors whose storages are found"
+        return np.ndarray(self.size, dtype, read(), self.offset * dtype.itemsize, strides)
 
 
 def read_archive(data: memoryview) -> Any:
@@ -184,7 +182,8 @@ def read_legacy(
         UnreadableError: It is damaged, hostile, or of another format.
         Exception: Any other, where it is malformed.
     """
-    data, storages = memoryview(data), {}
+    data = memoryview(data)
+    storages: dict[str, Storage] = {}
     find_global = find_global or _torch_global
 
     def claimed(kind: Any, dtype: Any, key: Any, device: Any, count: Any, view: Any) -> Storage:
@@ -211,10 +210,14 @@ def read_legacy(
         end = place + storage.elements * storage.dtype.itemsize
         if count != storage.elements or end > len(data) or storage.read is not None:
             raise UnreadableError("one of its storages is not of the claimed size")
-        storage.read, place = functools.partial(data.__getitem__, slice(place, end)), end
+        storage.read, place = functools.partial(_slice, data, place, end), end
     if place != len(data):
         raise UnreadableError("its storages are not of the claimed size")
     return tree
+
+
+def _slice(data: memoryview, start: int, end: int) -> memoryview:
+    return data[start:end]
 
 
 def rebuild_tensor(

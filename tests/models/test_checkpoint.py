@@ -281,7 +281,7 @@ NAMED = {
     "tar": (b"weights".ljust(257, b"\0") + b"ustar\x0000", "a tar archive: unpack it"),
     "keras": (b"\x89HDF\r\n\x1a\n", "Keras.*: load it with the library that wrote it"),
     "other zip": (packed("weights.pt"), "a zip archive, but not PyTorch's: unpack it"),
-    "module": (archive(b"\x80\x02" + LINEAR + b"."), "'torch.nn.modules.linear.Linear'.*state_dict"),
+    "module": (archive(b"\x80\x02" + LINEAR + b"."), "linear.Linear'.*state_dict"),
     "own module": (legacy(b"\x80\x02c__main__\nNet\n)\x81.", b""), "'__main__.Net'.*state_dict"),
     "no tensor": (archive(pickled(x=b"N")), r"no tensor by name: save `model\.state_dict"),
     "list of tensors": (archive(b"\x80\x02](" + MATRIX + b"e."), "no tensor by name: save"),
@@ -415,9 +415,9 @@ def test_a_panic_is_a_sentence_and_an_interruption_is_none() -> None:
     class PanicException(BaseException):
         """As Rust's, no `Exception`."""
 
-    with pytest.raises(CheckpointError, match="x cannot be read, it is damaged: fetch it"):
-        with explained("x", "fetch it"):
-            raise PanicException
+    damaged = pytest.raises(CheckpointError, match="x cannot be read, it is damaged: fetch it")
+    with damaged, explained("x", "fetch it"):
+        raise PanicException
     with pytest.raises(KeyboardInterrupt), explained("x", "fetch it"):
         raise KeyboardInterrupt
 

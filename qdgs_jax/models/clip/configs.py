@@ -16,7 +16,8 @@ _MAX_COUNT = 1 << 20
 _ANY = object()
 _OPEN_CLIP_MODEL = dict.fromkeys(
     ("embed_dim", "quick_gelu", "vision_cfg", "text_cfg",
-     "cast_dtype", "custom_text", "init_logit_bias", "init_logit_scale", "output_dict"), _ANY,
+     "cast_dtype", "custom_text", "init_logit_bias", "init_logit_scale", "output_dict"),
+    _ANY,
 )  # fmt: skip
 _OPEN_CLIP_VISION = {
     **dict.fromkeys(
@@ -30,8 +31,9 @@ _OPEN_CLIP_VISION = {
 }  # fmt: skip
 _OPEN_CLIP_TEXT = {
     **dict.fromkeys(
-        ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "hf_model_pretrained",
-         "output_tokens", "pad_id"), _ANY,
+        ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio",
+         "hf_model_pretrained", "output_tokens", "pad_id"),
+        _ANY,
     ),
     "pool_type": "argmax",
     "proj_type": "linear",
@@ -63,7 +65,7 @@ def from_hugging_face(model: Mapping[str, Any], processor: Mapping[str, Any]) ->
     if not processor.get("do_normalize", True):
         mean, std = (0.0,) * 3, (1.0,) * 3
     if not math.isclose(scale, 1, rel_tol=1e-6):
-        mean, std = tuple(x / scale for x in mean), tuple(x / scale for x in std)
+        mean, std = _over(mean, scale), _over(std, scale)
     return CLIPConfig(
         vision=_tower(vision, default.vision),
         text=_tower(text, default.text),
@@ -173,6 +175,11 @@ def _pixels(options: Mapping[str, Any], mean: str, std: str) -> tuple[Three, Thr
         raise ValueError(f"its {std} is {_shown(values[1])}, but divides pixels")
     (red, green, blue), (reds, greens, blues) = values
     return (red, green, blue), (reds, greens, blues)
+
+
+def _over(values: Three, scale: float) -> Three:
+    red, green, blue = values
+    return red / scale, green / scale, blue / scale
 
 
 def _count(options: Mapping[str, Any], key: str, default: int) -> int:

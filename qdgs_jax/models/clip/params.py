@@ -56,7 +56,7 @@ def load(path_or_hub_id: str | Path) -> tuple[CLIPConfig, Params]:
     """
     path = find_weights(path_or_hub_id)
     tensors = read_tensors(path)
-    network = find_network(tensors, _OPENAI, _HUGGING_FACE)
+    network = _merged_towers(find_network(tensors, _OPENAI, _HUGGING_FACE))
     foreign = name_network(tensors, "encoder")
     if not network and foreign:
         raise CheckpointError(f"{path} holds {foreign[0]}: {foreign[1]}")
@@ -153,6 +153,13 @@ def _read(row: Row, tensor: np.ndarray) -> np.ndarray | None:
         return row.read(tensor)
     except (IndexError, ValueError):  # a wrong number of axes
         return None
+
+
+def _merged_towers(network: Tensors) -> Tensors:
+    """The names of open_clip's CLIPs whose text tower is a network of its own, `text`."""
+    if "text.token_embedding.weight" not in network:
+        return network
+    return {name.removeprefix("text."): tensor for name, tensor in network.items()}
 
 
 def _openai_config(path: Path, tensors: Tensors, network: Tensors) -> CLIPConfig:

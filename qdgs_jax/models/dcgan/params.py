@@ -69,8 +69,9 @@ def _check(config: DCGANConfig, tensors: Tensors, path: str | Path) -> None:
         and (tensors[name].shape != shape or not jnp.issubdtype(tensors[name].dtype, jnp.floating))
     ]
     if problems:
+        told = "; ".join(problems[:_TOLD])
         raise CheckpointError(
-            f"{path} does not hold a DCGAN's generator of 4 x 4 kernels ({'; '.join(problems[:_TOLD])}): "
+            f"{path} does not hold a DCGAN's generator of 4 x 4 kernels ({told}): "
             "check which network it holds"
         )
 

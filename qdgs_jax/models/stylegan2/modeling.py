@@ -22,8 +22,7 @@ Noise: TypeAlias = Literal["const", "none", "random"]
 ARCHITECTURES = ("skip", "resnet", "orig")
 EPSILON = 1e-8
 
-MAX_SIZE, MAX_LAYERS, MAX_BLOCKS = 1 << 14, 64, 12
-"""Bounds of a config: features, layers of the mapping network, blocks (8,192 pixels a side)."""
+MAX_SIZE, MAX_LAYERS, MAX_BLOCKS = 1 << 14, 64, 12  # features, of the mapping network, of images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,18 +54,14 @@ class StyleGAN2Config:
 
     def __post_init__(self) -> None:
         sizes = (self.latent_size, self.style_size, self.embedding_size, self.image_channels)
-        counts = (*sizes, *self.mapping_sizes, *self.channels)
+        counts = (*sizes, self.label_size + 1, *self.mapping_sizes, *self.channels)
         if not all(type(n) is int and 0 < n <= MAX_SIZE for n in counts):
             raise ValueError(f"its sizes are no counts up to {MAX_SIZE}")
-        if type(self.label_size) is not int or not 0 <= self.label_size <= MAX_SIZE:
-            raise ValueError(f"its label_size is no count up to {MAX_SIZE}")
         if len(self.mapping_sizes) > MAX_LAYERS or len(self.channels) > MAX_BLOCKS:
             raise ValueError(f"it has more than {MAX_LAYERS} layers or {MAX_BLOCKS} blocks")
-        numbers = (self.mapping_rate, *self.filter_taps, self.clamp or 1.0)
-        if not all(type(x) in (int, float) and abs(x) < 1e9 for x in numbers):
-            raise ValueError("its mapping_rate, filter_taps or clamp are no numbers")
-        if type(self.noise) is not bool or len(self.filter_taps) != 4:
-            raise ValueError("its noise is no boolean, or its filter_taps are not four")
+        numbers = (self.mapping_rate, self.clamp or 1.0, *self.filter_taps)
+        if len(numbers) != 6 or not all(type(x) in (int, float) and abs(x) < 1e9 for x in numbers):
+            raise ValueError("its mapping_rate, clamp or four filter_taps are no numbers")
         if self.architecture not in ARCHITECTURES:
             raise ValueError(f"architecture {self.architecture!r} is none of {ARCHITECTURES}")
         if self.mapping_sizes[-1:] != (self.style_size,):

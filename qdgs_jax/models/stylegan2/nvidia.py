@@ -146,7 +146,7 @@ def _joined(name: str, key: Any) -> str:
 
 
 def _tensors(modules: dict[str, Module], limit: int) -> dict[str, np.ndarray]:
-    """Parameters and buffers, less the filters, which the config holds; of `limit` bytes at most."""
+    """Parameters and buffers, less the filters, which the config holds; at most `limit` bytes."""
     tensors: dict[str, np.ndarray] = {}
     for name, module in modules.items():
         for part in ("_parameters", "_buffers"):
