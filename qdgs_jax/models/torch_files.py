@@ -106,6 +106,8 @@ def _root(infos: list[zipfile.ZipInfo], file_size: int) -> str:
     if len(names) != len(infos):
         raise UnreadableError("two of its members have one name")
     roots = [name[:-8] for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if names and all(name.endswith(".npy") for name in names):
+        raise UnreadableError("it is an archive of NumPy's", "save its arrays as safetensors")
     if len(roots) != 1:
         raise UnreadableError(
             "it is a zip archive, but not PyTorch's", "unpack it if it holds the file of weights"
@@ -245,19 +247,29 @@ def _count(value: Any) -> int:
 
 def _torch_global(module: str, name: str) -> Any:
     known = storage_type(module, name) or _INERT.get((module, name))
-    top = module.split(".")[0]
     if known is not None:
         return known
-    if top in _DATA or (module == "torch" and name.split(".")[0] in _TORCH_DATA):
+    top, plain = module.split(".")[0], _PLAIN.get(module, ())
+    if top in _DATA or name in plain:
         return Attributes
-    if top in sys.stdlib_module_names or top == "__builtin__":
-        return None
-    raise UnreadableError(
-        f"it holds an object of the class {f'{module}.{name}'[:80]!r}, whose code would have to be "
-        "run",
-        "where that code is at hand, save the weights alone, "
-        "`torch.save(model.state_dict(), FILE)`, and give that file",
-    )
+    refuse_class(module, name)
+    return None
+
+
+def refuse_class(module: str, name: str) -> None:
+    """Says what helps where a pickle holds objects of a class of somebody's own.
+
+    Raises:
+        UnreadableError: This is no module of Python itself.
+    """
+    top = module.split(".")[0]
+    if top not in sys.stdlib_module_names and top not in _PLAIN:
+        raise UnreadableError(
+            f"it holds an object of the class {f'{module}.{name}'[:80]!a}, whose code would have "
+            "to be run",
+            "where that code is at hand, save the weights alone, "
+            "`torch.save(model.state_dict(), FILE)`, and give that file",
+        )
 
 
 def storage_type(module: str, name: str) -> np.dtype | None:
@@ -272,16 +284,27 @@ _DATA = frozenset(
 )  # fmt: skip
 """Packages whose objects in training checkpoints are configs, numbers, paths and times."""
 
-_TORCH_DATA = frozenset(
-    ("Size", "Tensor", "device", "bfloat16", "bool", "float16", "float32", "float64", "int16",
-     "int32", "int64", "int8", "uint8", "strided", "contiguous_format")
+_TYPES = frozenset(
+    ("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "long",
+     "object", "range", "set", "slice", "str", "tuple", "unicode")
 )  # fmt: skip
+_PLAIN = {
+    "builtins": _TYPES,
+    "__builtin__": _TYPES,  # as protocol 2 has it
+    "_codecs": ("encode",),  # bytes, in protocol 2
+    "collections": ("Counter", "deque"),
+    "copyreg": ("_reconstructor",),
+    "copy_reg": ("_reconstructor",),
+    "types": ("SimpleNamespace",),
+    "torch": (
+        "Size", "Tensor", "device", "bfloat16", "bool", "float16", "float32", "float64", "int16",
+        "int32", "int64", "int8", "uint8", "strided", "contiguous_format",
+    ),
+    "torch.nn.parameter": ("Parameter",),
+}  # fmt: skip
+"""Module -> names in it that are inert in training checkpoints."""
 
 _INERT: dict[tuple[str, str], Callable[..., Any]] = {
-    ("_codecs", "encode"): Attributes,  # bytes, in protocol 2
-    ("builtins", "set"): Attributes,
-    ("__builtin__", "set"): Attributes,
-    ("collections", "Counter"): Attributes,
     ("collections", "defaultdict"): lambda *_: {},
     ("collections", "OrderedDict"): lambda *_: {},
     ("torch._tensor", "_rebuild_from_type_v2"): lambda rebuild, kind, values, state: rebuild(
@@ -291,7 +314,6 @@ _INERT: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_parameter_with_state"): lambda data, *_: data,
     ("torch._utils", "_rebuild_tensor"): rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
-    ("torch.nn.parameter", "Parameter"): Attributes,
     # Attributes of TorchScript modules other than tensors.
     ("torch.jit._pickle", "build_boollist"): lambda values: values,
     ("torch.jit._pickle", "build_doublelist"): lambda values: values,

@@ -281,6 +281,7 @@ NAMED = {
     "tar": (b"weights".ljust(257, b"\0") + b"ustar\x0000", "a tar archive: unpack it"),
     "keras": (b"\x89HDF\r\n\x1a\n", "Keras.*: load it with the library that wrote it"),
     "other zip": (packed("weights.pt"), "a zip archive, but not PyTorch's: unpack it"),
+    "numpy": (packed("a.npy"), "an archive of NumPy's: save its arrays"),
     "module": (archive(b"\x80\x02" + LINEAR + b"."), "linear.Linear'.*state_dict"),
     "own module": (legacy(b"\x80\x02c__main__\nNet\n)\x81.", b""), "'__main__.Net'.*state_dict"),
     "no tensor": (archive(pickled(x=b"N")), r"no tensor by name: save `model\.state_dict"),
@@ -309,6 +310,7 @@ def test_training_checkpoints(read: Callable) -> None:
         args=namespace,
         best=scalar,
         path=b"cpathlib\nPosixPath\n(" + text("a") + b"tR",
+        lists=b"ccollections\ndefaultdict\n(c__builtin__\nlist\ntR" + text("a") + b"]s",
         device=b"ctorch\ndevice\n(" + text("cpu") + b"tR",
     )
     for written in (archive(content), legacy(content, text("0") + text("1"), WEIGHT, BIAS)):

@@ -20,6 +20,7 @@ from qdgs_jax.models.torch_files import (
     Tensor,
     read_legacy,
     rebuild_tensor,
+    refuse_class,
     storage_type,
 )
 
@@ -72,6 +73,8 @@ def _unpickle(data: memoryview) -> Module:
     def find_global(module: str, name: str) -> Any:
         if module.startswith("dnnlib.tflib"):
             raise UnreadableError("it is a pickle of NVIDIA's older code, for TensorFlow")
+        if module.split(".")[0] not in ("dnnlib", "numpy", "torch", "torch_utils"):
+            refuse_class(module, name)
         return inert.get((module, name))
 
     networks = unpickle(data, find_global)

@@ -186,6 +186,11 @@ def test_network_within_itself(write: Callable, nvidia: Any, networks: Any) -> N
     assert "malformed" in refusal(write(content))
 
 
+def test_a_pickled_module_is_named(write: Callable) -> None:
+    with pytest.raises(CheckpointError, match=r"class 'models\.Net'.* save the weights alone"):
+        load(write(b"\x80\x02cmodels\nNet\n)\x81."))
+
+
 def own_module(nvidia: Any, **state: bytes) -> bytes:
     """A pickle whose G_ema has this state, of opcodes; memo 1 is the state, memo 2 the module."""
     meta = {"type": "class", "version": 6, "class_name": "A", "state": nvidia.Raw(b"}q\x01")}
