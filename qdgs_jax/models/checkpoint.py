@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import jax.numpy as jnp
 import ml_dtypes
 import msgpack
 import numpy as np
@@ -24,6 +25,7 @@ from qdgs_jax.models import torch_files
 from qdgs_jax.models.foreign import name_format
 from qdgs_jax.models.pickles import Attributes, UnreadableError
 from qdgs_jax.models.torch_files import Tensor
+from qdgs_jax.typing import Array
 
 MAX_ENTRIES = 1 << 17
 MAX_NAME = 256
@@ -49,6 +51,7 @@ _SAFETENSORS_DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+_DONTNEED = getattr(mmap, "MADV_DONTNEED", None)
 _DTYPES = {np.dtype(kind).name: np.dtype(kind) for kind in _SAFETENSORS_DTYPES.values()}
 
 
@@ -103,6 +106,17 @@ def fingerprint(path: Path) -> str:
         return files.sha256(path)
     digests = "".join(files.sha256(shard) for shard in _shards(path))
     return hashlib.sha256(digests.encode()).hexdigest()
+
+
+def to_device(tensor: np.ndarray) -> Array:
+    """A copy as float32, which neither lies in the file nor keeps what was read of it in memory."""
+    copy = np.array(tensor, np.float32, order="C")
+    base: Any = tensor
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, memoryview) and isinstance(base.obj, mmap.mmap) and _DONTNEED is not None:
+        base.obj.madvise(_DONTNEED)
+    return jnp.asarray(copy)
 
 
 def find_network(tensors: Tensors, *signs: str) -> Tensors:

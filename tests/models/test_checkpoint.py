@@ -26,6 +26,7 @@ from qdgs_jax.models.checkpoint import (
     fingerprint,
     read_json,
     read_tensors,
+    to_device,
 )
 
 WEIGHT = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -446,6 +447,25 @@ def test_tensors_are_views_of_the_file(tmp_path: Path) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
     assert tensors["x"].nbytes == size
     assert not tensors["x"].flags.writeable
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says what is mapped")
+def test_weights_are_copies_that_leave_no_pages_of_their_file(tmp_path: Path) -> None:
+    def mapped() -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("RssFile:")[1].split()[0])  # KiB
+
+    path = tmp_path / "x"
+    values = np.arange(4 << 20, dtype=np.float32).reshape(1 << 11, -1)
+    save_file({"x": values}, path)
+    to_device(np.zeros(1))  # maps JAX's own libraries
+    before, tensors = mapped(), read_tensors(path)
+    weights = to_device(tensors["x"].T)
+    assert mapped() - before < 4 << 10
+    os.truncate(path, 0)  # what lies in the file would now end the process
+    np.testing.assert_array_equal(weights, values.T)
+    halves = to_device(np.array([0.5, 2], np.float16))
+    np.testing.assert_array_equal(halves, np.array([0.5, 2], np.float32), strict=True)
 
 
 def safetensors_header(header: bytes, size: int = 0) -> bytes:

@@ -17,7 +17,14 @@ from flax import traverse_util
 
 from qdgs_jax import files
 from qdgs_jax.errors import CheckpointError
-from qdgs_jax.models.checkpoint import INDEX, Tensors, find_network, read_json, read_tensors
+from qdgs_jax.models.checkpoint import (
+    INDEX,
+    Tensors,
+    find_network,
+    read_json,
+    read_tensors,
+    to_device,
+)
 from qdgs_jax.models.clip.configs import from_hugging_face, from_openai, to_hugging_face
 from qdgs_jax.models.clip.layouts import IGNORED, Row, hugging_face, openai, write
 from qdgs_jax.models.clip.modeling import CLIPConfig, init
@@ -134,7 +141,7 @@ def _fill(config: CLIPConfig, table: Iterable[Row], tensors: Tensors, path: Path
                 f"{shapes[row.target]}"
             )
         else:
-            leaves[row.target] = jnp.array(leaf, jnp.float32)  # no view of the file
+            leaves[row.target] = to_device(leaf)
     problems = [*dict.fromkeys(problems), *(f"{key} is unknown" for key in sorted(unused))]
     if problems:
         told = "; ".join(problems[:_TOLD])

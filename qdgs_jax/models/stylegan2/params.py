@@ -19,6 +19,7 @@ from qdgs_jax.models.checkpoint import (
     find_network,
     read_json,
     read_tensors,
+    to_device,
 )
 from qdgs_jax.models.stylegan2.modeling import StyleGAN2Config
 from qdgs_jax.models.stylegan2.nvidia import read_generator
@@ -168,7 +169,7 @@ def _fill(config: StyleGAN2Config, tensors: Tensors, path: Path) -> Params:
             problems.append(f"{row.source} is {tensor.dtype} {tensor.shape} instead of {row.shape}")
         else:
             leaf = tensor.transpose(row.axes).reshape(row.leaf)
-            leaves[row.target] = jnp.array(leaf, jnp.float32)  # no view of the file
+            leaves[row.target] = to_device(leaf)
     problems += [f"{key} is unknown" for key in sorted(unused)]
     if problems:
         told = "; ".join(problems[:_TOLD])

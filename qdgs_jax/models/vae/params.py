@@ -15,7 +15,7 @@ from flax import traverse_util
 
 from qdgs_jax import files
 from qdgs_jax.errors import CheckpointError
-from qdgs_jax.models.checkpoint import Tensors, find_network, read_json, read_tensors
+from qdgs_jax.models.checkpoint import Tensors, find_network, read_json, read_tensors, to_device
 from qdgs_jax.models.vae.modeling import VAEConfig, init
 from qdgs_jax.typing import Params
 
@@ -120,7 +120,7 @@ def _fill(config: VAEConfig, tensors: Tensors, path: Path) -> Params:
         else:
             leaf = tensors[row.source].reshape(row.spelled).transpose(row.axes)
             shape = expected[row.target].shape
-            leaves[row.target] = jnp.array(leaf.reshape(shape), jnp.float32)
+            leaves[row.target] = to_device(leaf.reshape(shape))
     problems += [f"{key} is unknown" for key in sorted(unused)]
     if problems:
         raise CheckpointError(
