@@ -263,7 +263,7 @@ def refuse_class(module: str, name: str) -> None:
         UnreadableError: This is no module of Python itself.
     """
     top = module.split(".")[0]
-    if top not in sys.stdlib_module_names and top not in _PLAIN:
+    if top not in sys.stdlib_module_names and top not in ("__builtin__", "copy_reg"):
         raise UnreadableError(
             f"it holds an object of the class {f'{module}.{name}'[:80]!a}, whose code would have "
             "to be run",

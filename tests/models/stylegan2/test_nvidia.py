@@ -19,6 +19,7 @@ from qdgs_jax.models.stylegan2 import StyleGAN2Config, load
 from qdgs_jax.models.stylegan2.nvidia import read_generator
 
 REMEDY = "fetch a .pkl that NVIDIA's PyTorch code for StyleGAN2 or 3 has written"
+CLASS = "`torch.save(model.state_dict(), FILE)`, and give that file"
 MEMORY = 256 << 10  # KiB, for files of less than 5 MB; the bar is 2 GiB
 SECONDS = 10.0
 WATCHED: list[str] | None = None
@@ -354,7 +355,7 @@ def attack(
             message = str(error)
             refused += 1
         events = list(watched)
-        assert not message or (message.endswith(REMEDY) and "\n" not in message)
+        assert not message or (message.endswith((REMEDY, CLASS)) and message.isprintable())
         assert not events, f"mutation {i} caused {events}"
         assert time.process_time() - start < SECONDS
     assert not (tmp_path / "executed").exists()
