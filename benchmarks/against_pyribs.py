@@ -2,12 +2,12 @@
 
 Question: wall time of the same search in pyribs and here, on the same machine.
 Method: sphere, n = 100, 100 x 100 cells, 15 emitters x 36 (the setting of pyribs' own example
-    `sphere.py`), scores included, in one process that runs both in turns. pyribs scores with
-    numpy. BLAS has one thread, as pyribs itself demands inside CMA-ES; XLA has all cores. Ours is
-    timed without compilation, which is reported apart. Medians over rounds; only their ratio means
-    something. pyribs' CMA-ES and that of `cma_me` and `cma_mae` decompose C into eigenvectors;
-    ours runs a second time with Cholesky factors. `--insertion` times the archive alone: a batch of
-    540 into 2,500 and into 156,250 cells.
+    `sphere.py`), scores included, in one process that alternates between both. pyribs scores with
+    numpy. BLAS has one thread, as pyribs requires inside CMA-ES; XLA has all cores. This package is
+    timed without compilation, which is reported separately. Medians over rounds; only ratios are
+    meaningful. The CMA-ES of pyribs, and here that of `cma_me` and `cma_mae`, decomposes C into
+    eigenvectors; a second run here uses Cholesky factors. `--insertion` times only the archive: a
+    batch of 540 into 2,500 and into 156,250 cells.
 Command: python benchmarks/against_pyribs.py --steps 2000 --rounds 3 --insertion \
         --json benchmarks/results/against_pyribs.json
     (needs the extra `bench`)
@@ -140,9 +140,9 @@ class Ours:
 
 
 def compare(algorithm: str, steps: int, rounds: int, alpha: float, strategy: str) -> dict[str, Any]:
-    """Both in turns, `rounds` times."""
+    """Runs both alternately, `rounds` times."""
     ours = Ours(algorithm, steps, alpha, strategy)
-    ours.run(0)  # the first run touches memory for the first time
+    ours.run(0)  # the first run allocates memory
     theirs, mine = [], []
     for seed in range(rounds):
         theirs.append(pyribs(algorithm, steps, alpha))
@@ -156,7 +156,7 @@ def compare(algorithm: str, steps: int, rounds: int, alpha: float, strategy: str
 
 
 def insertion(batches: int = 2000) -> dict[str, float]:
-    """Microseconds to insert a batch of 540 into archives of two sizes, in turns; medians."""
+    """Median microseconds to insert a batch of 540 into archives of two sizes, alternating."""
     programs = {}
     for cells in ((50, 50), (625, 250)):
         archive = archives.GridArchive(cells, (-1.0, -1.0), (1.0, 1.0), 0.02, 0.0)
@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--alpha", type=float, default=0.02)
-    parser.add_argument("--insertion", action="store_true", help="time the archive alone, too")
+    parser.add_argument("--insertion", action="store_true", help="time also only the archive")
     parser.add_argument("--json", type=Path, help="where to write all times")
     options = parser.parse_args()
     threadpoolctl.threadpool_limits(1, user_api="blas")

@@ -1,22 +1,22 @@
 """Are the trainings of the repair experiment faster than in PyTorch?
 
-Question: how long do the trainings of `configs/experiments/repair.toml` take here and in PyTorch:
-    for each of 25 pairs of bias and seed one classifier on 1,000 images, and each repair
-    of it on a few hundred others, each tested on 5,000? Searches and drawings are not trainings,
-    and are left out.
-Method: each program in a process of its own on the CPU, with its default threads; same network with
-    the same initial weights, which must give the same outputs or there is nothing to compare; same
-    images (uint8 noise, as time does not depend on what they show), batches, optimiser and random
-    rotation. Images are in memory on both sides, no loader stands between. PyTorch runs with its
-    images contiguous, as by default; with channels last; and with channels last and glibc told to
-    keep freed memory, as else it hands each step's activations back and gets them anew, page by
-    page. Each round is an epoch, two epochs of a repair and a test in each program, in turns, while
-    the others wait. The whole experiment is computed from their medians, ours with its compilation,
-    which is measured apart. Only ratios of one run mean something.
+Question: how long do the trainings of `configs/experiments/repair.toml` take here and in PyTorch?
+    For each of 25 pairs of bias and seed, one classifier is trained on 1,000 images and fine-tuned
+    on a few hundred others by each repair; all are tested on 5,000. Searches and drawings are not
+    trainings, and are left out.
+Method: each program has its own process on the CPU, with its default threads. Both have the same
+    network with the same initial weights, and must return the same outputs; the same images (uint8
+    noise, as time does not depend on their content), batches, optimiser and random rotation. Images
+    are in memory, without a loader. PyTorch runs with contiguous images, its default; with channels
+    last; and with channels last and glibc keeping freed memory, since otherwise it frees and
+    allocates each step's activations, page by page. Each round is an epoch, two epochs of a repair
+    and a test in each program, one after the other, while the others wait. Times of the experiment
+    are computed from the medians, here with compilation, which is measured separately. Only ratios
+    within one run are meaningful.
 Command: python benchmarks/classifier.py --rounds 5 --json benchmarks/results/classifier.json
-    (needs the extra `bench`; --small takes a toy setting, to see that it works)
-Result: 2.2 times as fast as PyTorch by default, 1.6 times as with channels last, and 0.75 times as
-    with freed memory kept, too; see benchmarks/README.md.
+    (needs the extra `bench`; --small is a toy setting, to check that the script works)
+Result: 2.2 times as fast as PyTorch by default, 1.6 times as fast as with channels last, and 0.75
+    times as fast as with freed memory kept too; see benchmarks/README.md.
 """
 
 import argparse
@@ -38,8 +38,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from qdgs_jax.evaluation.repair import EPOCHS_AT_ONCE
+from qdgs_jax.experiments.repair.arms import epochs_of
 from qdgs_jax.experiments.repair.config import RepairConfig, load_repair_config
-from qdgs_jax.experiments.repair.experiment import EPOCHS_AT_ONCE, epochs_of
 from qdgs_jax.training import classifier
 from qdgs_jax.training.classifier import Data
 from qdgs_jax.training.config import ClassifierConfig, TrainingConfig
@@ -57,7 +58,7 @@ SMALL = RepairConfig(
 
 
 def main() -> None:
-    """Runs all programs in turns and prints a table."""
+    """Runs all programs alternately and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="a toy setting")
@@ -66,7 +67,7 @@ def main() -> None:
     config = SMALL if options.small else load_repair_config(CONFIG)
     size = 16 if options.small else 128
     programs, outputs = {}, {}
-    for name in PROGRAMS:  # one after the other, as compilation is timed
+    for name in PROGRAMS:  # one after the other, since compilation is timed
         programs[name] = start(name, config, size)
         outputs[name] = programs[name].recv()
     require_agreement({name: found for name, (found, _) in outputs.items()})
@@ -82,7 +83,7 @@ def main() -> None:
         pipe.send(None)
     pairs = len(config.biases) * config.seeds
     repairs = {arm: epochs_of(config, arm) for arm in config.arms}
-    again = repairs.pop("biased", 0)  # with all that was trained on
+    again = repairs.pop("biased", 0)  # its images are those of the training
     count = {
         "epoch": pairs * (config.training.epochs + again),
         "two repair epochs": pairs * sum(repairs.values()) / 2,
@@ -200,7 +201,7 @@ class InJax:
 
 
 class InTorch:
-    """The same in PyTorch, as one would write it with all images in memory."""
+    """The same in PyTorch, in its usual form with all images in memory."""
 
     def __init__(self, config: RepairConfig, size: int, layout: torch.memory_format) -> None:
         self.config, self.size, self.layout = config, size, layout
@@ -216,7 +217,7 @@ class InTorch:
         return torch.tensor(images).permute(0, 3, 1, 2).contiguous(memory_format=self.layout)
 
     def init(self, number: int) -> dict[str, torch.Tensor]:
-        """Our initial weights in PyTorch's layout."""
+        """The initial weights of `InJax` in PyTorch's layout."""
         params = jax.tree.map(
             lambda leaf: np.asarray(leaf[0]), initial_params(self.config, self.size, number)
         )["params"]
@@ -273,7 +274,7 @@ class InTorch:
 
 
 def rotate(images: torch.Tensor, degrees: float) -> torch.Tensor:
-    """By random angles, each pixel the nearest one, the edge's beyond the edge."""
+    """Rotates by random angles, with the nearest pixel; pixels beyond the edge repeat the edge."""
     angle = torch.deg2rad((2 * torch.rand(len(images)) - 1) * degrees)
     cos, sin, zero = torch.cos(angle), torch.sin(angle), torch.zeros(len(images))
     matrix = torch.stack([cos, -sin, zero, sin, cos, zero], 1).reshape(-1, 2, 3)
@@ -284,7 +285,7 @@ def rotate(images: torch.Tensor, degrees: float) -> torch.Tensor:
 
 
 def require_agreement(outputs: dict[str, np.ndarray]) -> None:
-    """All networks with the same weights give the same outputs."""
+    """Checks that all networks with the same weights return the same outputs."""
     desired = outputs["jax"]
     for name, found in outputs.items():
         error = np.linalg.norm(found - desired) / np.linalg.norm(desired)
@@ -293,7 +294,7 @@ def require_agreement(outputs: dict[str, np.ndarray]) -> None:
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """Seconds of each part, hours of the experiment, and how many times ours they are."""
+    """Seconds of each part, hours of the experiment, and hours relative to this package's."""
     print(f"{result['machine']}; compilation {result['compilation_s']:.1f} s")
     for name, parts in result["seconds"].items():
         times = " ".join(f"{part} {median(parts[part]):6.2f} s," for part in PARTS)

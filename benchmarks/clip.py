@@ -1,16 +1,16 @@
-"""Is CLIP in JAX as fast as in PyTorch, for what the search asks of it?
+"""Is CLIP in JAX as fast as in PyTorch, for the work of a search?
 
 Question: how long does ViT-B/32 in float32 take (a) to embed a batch of 16 images, and (b) to embed
-    one image and to give the gradients of three numbers with respect to its pixels? (b) is what
-    the gradient emitters ask for, once per generation: an objective and two measures.
+    one image and compute the gradients of three numbers with respect to its pixels? Gradient
+    emitters need (b) once per generation, for an objective and two measures.
 Method: transformers' PyTorch CLIP with random weights, and this package's CLIP with the same ones,
-    in one process on the CPU, each with its default threads. Both run in turns; compilation and
-    the first run come before and are told apart. (b) in JAX is one forward and three pull-backs
-    vmapped; PyTorch does three forward-and-backwards, as the reference implementation does, and
-    for fairness also one forward and three backwards. Medians over rounds, and their ratios: only
-    ratios of one run mean something. The two must agree, or there is nothing to compare.
+    in one process on the CPU, each with its default threads. Both run alternately; compilation and
+    the first run come before, and are reported separately. (b) in JAX is one forward pass and three
+    vmapped pull-backs. PyTorch does three forward and backward passes, as the reference
+    implementation does, and for fairness also one forward and three backward passes. Medians over
+    rounds, and their ratios: only ratios within one run are meaningful. Both must agree.
 Command: python benchmarks/clip.py --json benchmarks/results/clip.json
-    (needs the extra `bench`; --small takes a toy network, to see that it works)
+    (needs the extra `bench`; --small is a toy network, to check that the script works)
 Result (2026-11-22, two x86-64 cores, jax 0.10.2, PyTorch 2.13.0, medians of 11 rounds):
     (a) 0.80 s, PyTorch 0.92 s: 1.15 times as fast
     (b) 0.29 s, PyTorch 0.68 s with three forwards (2.4 times), 0.46 s with one (1.6 times)
@@ -127,7 +127,7 @@ def gradients(
 
 
 def compare(programs: dict[str, Callable[[], Any]], *, rounds: int) -> dict[str, Any]:
-    """Times of all programs, run in turns, once each has given the same numbers."""
+    """Times of all programs, run alternately, after a check that their results agree."""
     first, results = {}, {}
     for name, program in programs.items():
         start = time.perf_counter()
@@ -160,7 +160,7 @@ def print_table(result: dict[str, Any]) -> None:
 
 
 def torch_embed(model: CLIPModel, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Embeddings [N, E], as the function above gives them."""
+    """Embeddings [N, E] of PyTorch's model."""
     return model.visual_projection(model.vision_model(pixel_values).pooler_output)
 
 

@@ -5,12 +5,12 @@ Question: normalised QD score and coverage on the field's standard tasks, as in 
 Method: the papers' settings. Linear projection of n dimensions to two measures (sphere, Rastrigin,
     plateau), and the n-link planar arm; a 100 x 100 grid; all emitters start at the origin. The
     QD score is the sum of the elites' objectives over the number of cells, in percent of the best
-    objective. Compilation is timed apart from the run. With `--as-published`, in float64 and
-    inserting one solution after the other, as the papers' code did; CMA-ME's scores depend on it.
+    objective. Compilation is timed separately. `--as-published` runs in float64 and inserts one
+    solution after the other, as the papers' code did; CMA-ME's scores depend on it.
 Command: python benchmarks/linear_projection.py --task sphere --algorithm cma_mae --seeds 5
     python benchmarks/linear_projection.py --bars --json benchmarks/results/linear_projection.json
-    (all of README.md's table; `--only` takes a part of it. Figures of other settings that the file
-    holds already stay there.)
+    (all of README.md's table, or a part of it with `--only`. The file keeps its figures of other
+    settings.)
 Result: see benchmarks/README.md.
 """
 
@@ -58,7 +58,7 @@ class Setting:
     restart: str = "auto"
     strategy: str = "cma_es"
     as_published: bool = False
-    """In float64, and inserting one solution after the other, as the papers' code does."""
+    """Whether to use float64 and insert one solution after the other, as the papers' code does."""
     published: tuple[float, float] | None = None
     """Normalised QD score and coverage, in percent."""
 
@@ -130,18 +130,18 @@ def plateau(latents: Latents) -> tuple[Objective, Measures]:
 
 
 def arm(latents: Latents) -> tuple[Objective, Measures]:
-    """Joint angles [N, n] of even size are good; the hand's place measures."""
+    """The objective is better for more equal joint angles [N, n]; measures are the end's place."""
     angles = jnp.cumsum(latents, axis=-1)
     hand = jnp.stack([jnp.cos(angles).sum(axis=-1), jnp.sin(angles).sum(axis=-1)], axis=-1)
     return 100 * (1 - latents.var(axis=-1)), hand
 
 
-add_batch = archives.add  # itself, while `add_one_by_one` stands in its place
+add_batch = archives.add  # the original, while `add_one_by_one` replaces it
 TASKS = {"sphere": sphere, "rastrigin": rastrigin, "plateau": plateau, "arm": arm}
 
 
 def add_one_by_one(archive: GridArchive, state: Any, *solutions: Array) -> tuple[Any, Any]:
-    """`archives.add`, where each solution meets what the ones before it left."""
+    """`archives.add` of one solution after the other."""
 
     def add_one(state: Any, solution: tuple[Array, ...]) -> tuple[Any, Any]:
         state, insertion = add_batch(archive, state, *(leaf[None] for leaf in solution))
@@ -201,7 +201,7 @@ def bars() -> Iterator[tuple[str, Setting]]:
     for algorithm, scores in published.items():
         for task, score in zip(TASKS, scores, strict=True):
             sigma0 = 0.1 if task == "arm" else 0.5
-            # The paper's CMA-ME restarts and selects like its CMA-MAE.
+            # The paper's CMA-ME has the restarts and selection of its CMA-MAE.
             rules = {"selection": "mu", "restart": "basic"} if algorithm == "cma_me" else {}
             setting = Setting(task, algorithm, sigma0=sigma0, published=score, **rules)
             yield algorithm, setting
@@ -263,7 +263,7 @@ def main() -> None:
 
 
 def put(path: Path, result: dict[str, Any]) -> None:
-    """Adds a result to a file of results; one of the same setting goes."""
+    """Adds a result to a file of results, and replaces that of the same setting."""
     kept = json.loads(path.read_text())["results"] if path.exists() else []
     result = json.loads(json.dumps(result))
     environment = {

@@ -1,18 +1,18 @@
-"""Does the search balance a biased generator, in the eyes of somebody else?
+"""Does the search balance a biased generator, according to an independent evaluator?
 
-Question: the built-in generator learned red triangles and blue squares. Rendering the elites of a
-    search, in how far do we get all four of colour x shape, cleanly drawn, and right about which
-    is which? What does plain random sampling give for as many images, and how much of the grid
-    does it fill for as many evaluations, with any images and with clean shapes?
+Question: the built-in generator mostly draws red triangles and blue squares. Do the exported elites
+    of a search have equal shares of all four groups of colour x shape, clean drawings and correct
+    labels? How do as many random samples compare, and how many cells do as many random evaluations
+    fill, with any images and with clean shapes?
 Method: for each seed: `runs.sample`, `dataset.export` of 1,000 images, `dataset.baseline` of 1,000.
-    Both folders are judged from disk by `shapes_evaluator.py`, which is geometry and hue, and has
-    no part in the search. Cells: those of the search against those that as many random latents
-    fill, scored by the same encoder, in the same archive: the same grid, and elites above
-    search.threshold_min alone; of these, and of random sampling's cells without that floor, the
-    clean ones, whose elite is a clean shape to the evaluator. Mean and standard deviation.
+    `shapes_evaluator.py` evaluates both folders from disk, by geometry and hue; the search does not
+    use it. Cells of the search are compared with the cells that as many random latents fill, scored
+    by the same encoder, in the same grid, with only elites above search.threshold_min. Clean cells
+    have an elite that is a clean shape according to the evaluator; for random sampling they are
+    also counted without that floor. Mean and standard deviation.
 Command: python benchmarks/shapes_balance.py --seeds 5 --json benchmarks/results/shapes_balance.json
-Result: 99 % clean, groups of 24 to 25 % against 1.4 to 23 % of random samples, 2.1 times the cells
-    with an elite above 103 and 1.7 times those with a clean one; see benchmarks/README.md.
+Result: 99 % clean; groups of 24 to 25 %, compared with 1.4 to 23 % of random samples; 2.1 times the
+    cells with an elite above 103, and 1.7 times those with a clean one; see benchmarks/README.md.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--json", type=Path, help="where to write the figures of each seed")
-    parser.add_argument("--keep", type=Path, help="folder for runs and datasets; else they go")
+    parser.add_argument("--keep", type=Path, help="keep runs and datasets in this folder")
     options = parser.parse_args()
     config = load_config(options.config)
     with tempfile.TemporaryDirectory() as temporary:
@@ -95,7 +95,7 @@ def measure_seed(config: Config, seed: int, count: int, root: Path) -> dict[str,
 
 
 def judge_dataset(folder: Path) -> dict[str, float]:
-    """Shares of the four groups, and how often the dataset's own words agree with the evaluator."""
+    """Shares of the four groups, and of labels and bins that agree with the evaluator."""
     lines = (folder / "metadata.jsonl").read_text().splitlines()
     records = {record["file_name"]: record for record in map(json.loads, lines)}
     found = {path.relative_to(folder).as_posix(): each for path, each in judge_folder(folder)}
@@ -114,7 +114,7 @@ def judge_dataset(folder: Path) -> dict[str, float]:
 
 
 def sample_randomly(problem: Problem, evaluations: int) -> tuple[np.ndarray, np.ndarray]:
-    """The best of random latents in each cell that any fills: objective [n], latents [n, D]."""
+    """The best random latents of each filled cell: objective [n], latents [n, D]."""
     config, archive = problem.config, problem.search.archive
     size = config.search.chunk_size
     score = jax.jit(problem.score)
@@ -134,7 +134,7 @@ def sample_randomly(problem: Problem, evaluations: int) -> tuple[np.ndarray, np.
 
 
 def find_clean(problem: Problem, latents: np.ndarray, size: int = 64) -> np.ndarray:
-    """Whether each of latents [n, D] is a clean shape to the evaluator."""
+    """Whether each of latents [n, D] renders a clean shape, according to the evaluator."""
     render = jax.jit(problem.generator.render)
     clean = []
     for start in range(0, len(latents), size):

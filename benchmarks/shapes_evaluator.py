@@ -1,16 +1,16 @@
-"""An evaluator of the shapes domain that the search never sees.
+"""An evaluator of the shapes domain that is independent of the search.
 
-Question: which colour and which shape does an image show, and is it a clean drawing at all?
-Method: plain geometry in numpy, nothing learned and nothing of the encoder that steers the search.
-    * Foreground: pixels at least half as inked as the two colours are. Ink is one minus the
+Question: which colour and which shape does an image show, and is it a clean drawing?
+Method: plain geometry in numpy, with nothing trained, and without the encoder of the search.
+    * Foreground: pixels with at least half the ink of the two colours. Ink is one minus the
       smallest channel: 0 on white paper, 0.89 for either colour.
-    * Colour: pixels vote by hue, that is by (1 - rgb) / ink, which mixing with white does not
-      change. The colour of an image is that of at least 90 % of its foreground; else "neither".
-    * Shape: a square and two triangles (equilateral, as our own drawings, and with
-      a right angle at the apex, as the paper's) are laid over the foreground with its centroid and
-      its area, and turned in steps of 2 degrees. The best intersection over union (IoU) names it.
-    * Clean: one colour, an IoU of at least `CLEAN_IOU`, as much ink as that foreground should
-      hold (neither pale nor in a haze), and no smaller than a tenth of the image's side.
+    * Colour: pixels vote by their hue, (1 - rgb) / ink, which mixing with white does not change.
+      The colour of an image is that of at least 90 % of its foreground; else "neither".
+    * Shape: a square and two triangles (equilateral, as in the built-in drawings, and with a right
+      angle at the apex, as in the paper's) are placed over the foreground with its centroid and
+      area, and rotated in steps of 2 degrees. The best intersection over union (IoU) decides.
+    * Clean: one colour, an IoU of at least `CLEAN_IOU`, the expected ink for that foreground
+      (neither pale nor hazy), and at least a tenth of the image's side.
 Command: python benchmarks/shapes_evaluator.py FOLDER...    (any folders of PNG images)
 """
 
@@ -36,7 +36,7 @@ STEP = 2  # degrees
 
 @dataclass(frozen=True)
 class Judgement:
-    """What one image shows."""
+    """Colour and shape of one image."""
 
     colour: str  # "red", "blue" or "neither"
     shape: str  # "square" or "triangle", whichever fits better
@@ -78,7 +78,7 @@ TEMPLATES = (
 
 
 def judge(image: np.ndarray) -> Judgement:
-    """Judges one image [H, W, 3], RGB, uint8 or in [0, 1]."""
+    """Evaluates one image [H, W, 3], RGB, uint8 or in [0, 1]."""
     rgb = image.astype(np.float32) / (255 if image.dtype == np.uint8 else 1)
     ink = 1 - rgb.min(axis=-1)
     rows, columns = np.nonzero(ink > INK / 2)
@@ -123,14 +123,14 @@ def _overlaps(points: np.ndarray) -> dict[str, float]:
 
 
 def judge_folder(folder: Path) -> Iterator[tuple[Path, Judgement]]:
-    """Judges every PNG below a folder, in the order of their paths."""
+    """Evaluates every PNG below a folder, in the order of their paths."""
     for path in sorted(folder.rglob("*.png")):
-        with Image.open(path) as image:
+        with Image.open(path, formats=["PNG"]) as image:
             yield path, judge(np.asarray(image.convert("RGB")))
 
 
 def summarise(judgements: Iterable[Judgement]) -> dict[str, float]:
-    """Shares of all images: each of the four groups of clean images, and clean ones altogether."""
+    """Shares of all images: the four groups of clean images, and all clean images."""
     groups = [judgement.group for judgement in judgements]
     names = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
     shares = {name: groups.count(name) / len(groups) for name in names}

@@ -1,18 +1,19 @@
-"""Does the search balance skin tones of a real generator of faces, in the eyes of somebody else?
+"""Does the search balance skin tones of a real generator of faces, measured by scikit-image?
 
-Question: random faces of a DCGAN trained on DigiFace1M are dark for the most part. In how far does
-    the exported set hold all six classes of the individual typology angle, and do its pictures
-    still look like that generator's faces?
+Question: most random faces of a DCGAN trained on DigiFace1M are dark. How evenly does the exported
+    set cover the six classes of the individual typology angle, and do its images still look like
+    that generator's faces?
 Method: for each seed: `runs.sample`, `dataset.export` and `dataset.baseline` of as many images.
-    Both are judged from their PNG files by scikit-image: the CIELAB colour of skin, which is the
-    median over pixels of an upright oval in the middle that are skin by Cb and Cr alone (Chai and
-    Ngan 1999). The search's own rule shares nothing with it but the definition of the angle. An
-    image with hardly any such pixel counts as "no skin". Mean and standard deviation over seeds.
+    scikit-image measures both from their PNG files. The CIELAB colour of skin is the median over
+    pixels of an upright oval in the middle whose Cb and Cr are those of skin (Chai and Ngan 1999).
+    The search's rule shares with it the definition of the angle in CIELAB, and a mask in the middle
+    of the face: the ellipses overlap with an intersection over union of 0.94. An image with hardly
+    any such pixel counts as "no skin". Mean and standard deviation over seeds.
 Command: python benchmarks/skin_tone.py --seeds 5 --out benchmarks/results
-Result: classes hold 14 to 20 % (in any one seed 12.0 to 20.5 %) in place of 2 to 69 %, after 20,480
-    evaluations, in about a minute on two cores. Pictures are faces but for a few, three of the
-    54 shown; they are plainer than random ones, with less hair, fewer hats and glasses. Angles
-    cannot tell skin from light: much of what is dark is dimly lit, in both sets.
+Result: classes have 14 to 20 % (in any one seed 12.0 to 20.5 %) instead of 2 to 69 %, after 20,480
+    evaluations, in about a minute on two cores. A few images show no face, three of the 54 shown;
+    faces have less hair, fewer hats and glasses than random ones. The angle does not separate skin
+    from light: many dark faces are dimly lit, in both sets.
 """
 
 import argparse
@@ -41,12 +42,12 @@ SHEET = (6, 9)  # rows and columns of a contact sheet
 
 
 def main() -> None:
-    """Runs all seeds, prints a table, draws the chart and, of the first seed, contact sheets."""
+    """Runs all seeds, prints a table, draws the chart, and the first seed's contact sheets."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="folder for figures and pictures")
-    parser.add_argument("--keep", type=Path, help="folder for runs and datasets; else they go")
+    parser.add_argument("--keep", type=Path, help="keep runs and datasets in this folder")
     options = parser.parse_args()
     config = load_config(options.config)
     with tempfile.TemporaryDirectory() as temporary:
@@ -148,7 +149,7 @@ def draw_chart(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def draw_sheet(path: Path, folder: Path, *, by_class: bool) -> None:
-    """Random images of a dataset: a row for each class as judged here, or as they come."""
+    """Random images of a dataset, with a row for each measured class or in random order."""
     images = [io.imread(name) for name in sorted(folder.glob("*/*.png"))]
     order = np.random.default_rng(0).permutation(len(images))
     rows, columns = SHEET

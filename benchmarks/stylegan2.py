@@ -1,16 +1,16 @@
-"""Is StyleGAN2 in JAX as fast as in PyTorch, for what the search asks of it?
+"""Is StyleGAN2 in JAX as fast as in PyTorch, for the work of a search?
 
 Question: how long does the generator for FFHQ at 256 x 256, in float32, take (a) to render a batch
     of 4 images, and (b) to render it and to pull one cotangent back to the styles?
-Method: this package's network with random weights, and below a PyTorch network with the same ones,
-    written from the paper, in one process on the CPU, each with its default threads. PyTorch does
-    modulation both ways: by kernels of its own for each sample (grouped convolutions), and by
-    scaling activations as this package does; the ratio that counts is the one to the faster.
-    Neither computes gradients of weights. All run in turns; compilation and the first run come
-    before and are told apart. Medians over rounds, and their ratios: only ratios of one run mean
-    something. All must agree, or there is nothing to compare.
+Method: this package's network with random weights, and the PyTorch network below with the same
+    ones, written from the paper, in one process on the CPU, each with its default threads. PyTorch
+    modulates in both ways: by one kernel for each sample (grouped convolutions), and by scaling
+    activations as this package does; the ratio is relative to the faster way. Neither computes
+    gradients of weights. All run alternately; compilation and the first run come before, and are
+    reported separately. Medians over rounds, and their ratios: only ratios within one run are
+    meaningful. All must agree.
 Command: python benchmarks/stylegan2.py --json benchmarks/results/stylegan2.json
-    (needs the extra `bench`; --small takes a toy network, to see that it works)
+    (needs the extra `bench`; --small is a toy network, to check that the script works)
 Result: two x86-64 cores, 2026-11-22: 0.59 of PyTorch's time forward, 0.64 with gradients.
 """
 
@@ -109,7 +109,7 @@ def measure(config: stylegan2.StyleGAN2Config, *, batch: int, rounds: int) -> di
 
 
 def compare(programs: dict[str, Callable[[], Any]], *, rounds: int) -> dict[str, Any]:
-    """Times of all programs, run in turns, once each has given the same numbers."""
+    """Times of all programs, run alternately, after a check that their results agree."""
     first, results = {}, {}
     for name, program in programs.items():
         start = time.perf_counter()
@@ -146,7 +146,7 @@ def print_table(result: dict[str, Any]) -> None:
 
 
 def random_weights(config: stylegan2.StyleGAN2Config) -> Any:
-    """Of variance 1, with noise switched on; without compiling the program of `init`."""
+    """Weights of variance 1, with noise, without compiling `init`."""
     random = np.random.default_rng(0)
     shapes = jax.eval_shape(partial(stylegan2.init, config), jax.random.key(0))
     return jax.tree.map(
@@ -155,7 +155,7 @@ def random_weights(config: stylegan2.StyleGAN2Config) -> Any:
 
 
 def flop(config: stylegan2.StyleGAN2Config) -> float:
-    """Of one image's convolutions: two for each multiplication, textbook upsampling's apart."""
+    """Operations of one image's convolutions, two for each multiplication, without upsampling."""
     total = 0.0
     for i, n_out in enumerate(config.channels):
         pixels, n_in = (4 << i) ** 2, config.channels[max(i - 1, 0)]

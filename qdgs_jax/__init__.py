@@ -11,25 +11,26 @@ balanced dataset:
 
 The modules are the stages, in this order; each is useful alone:
 
-    config          what a run is
-    folders         whose a folder is, and how it is resumed
+    config          the options of a run
+    folders         claiming and resuming folders of results
     provenance      models, device, versions
+    chunks          batches in chunks, which bound the memory
     models          ports of generators and encoders, and safe readers of their checkpoints
     generators      key -> latents;  latents -> images
     encoders        images, text -> embeddings
     prompts         prompt pairs -> prompt embeddings
     image_measures  what a measure can name instead of prompts
-    typicality      quality where no prompt describes it
-    jacobian        what a score is, and all its gradients
+    typicality      quality without prompts
+    jacobian        the protocol of scores, and their gradients
     scoring         latents -> objective and measures
     archives        cells, and the best latent found for each
-    emitters        what to try next
+    emitters        proposals of the next latents
     search          init, step, run: the whole loop as pure functions
-    problem         a config made concrete
+    problem         a config with its models loaded and its prompts embedded
     runs            a run's folder: metrics, checkpoints, pictures
     datasets        a run's elites -> a balanced dataset on disk, and class folders read back
     training        images and labels -> a trained classifier
-    evaluation      accuracy by group, and how far groups are apart
+    evaluation      accuracy by group, and equalised odds
     shapes          the built-in domain: drawings, captions, how its models are trained
     experiments     published experiments, each with its own config
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from qdgs_jax.chunks import in_chunks
 from qdgs_jax.typing import Array, Key, Latents, Measures, Objective
 
 
@@ -30,7 +31,7 @@ class GridArchive:
         cells: cells along each measure.
         lower, upper: ends of the grid; measures beyond them fall into the border cells.
         learning_rate: alpha in [0, 1]; how fast a threshold follows the accepted objectives.
-        threshold_min: objective that an empty cell asks for; -inf makes the archive elitist.
+        threshold_min: initial threshold of an empty cell; -inf makes the archive elitist.
     """
 
     cells: tuple[int, ...]
@@ -41,7 +42,7 @@ class GridArchive:
 
     def __post_init__(self) -> None:
         if not len(self.cells) == len(self.lower) == len(self.upper):
-            raise ValueError("cells, lower and upper need one entry a measure")
+            raise ValueError("cells, lower and upper need one entry for each measure")
         _check_annealing(self)
 
     @property
@@ -56,12 +57,12 @@ class GridArchive:
         return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes))
 
     def index_of(self, measures: Measures) -> Array:
-        """Cell of each measure vector, [N] int32, by arithmetic alone: O(N), whatever K is."""
+        """Cell of each measure vector, [N] int32, in O(N), independent of K."""
         lower, upper = (jnp.asarray(ends, measures.dtype) for ends in (self.lower, self.upper))
         cells = jnp.asarray(self.cells)
-        # 1e-6 keeps a measure that sits on a boundary in the upper cell despite rounding.
+        # 1e-6 keeps a measure on a boundary in the upper cell despite rounding.
         position = (cells * (measures - lower) + 1e-6) / (upper - lower)
-        # Clipped before the cast, because a float beyond int32 does not survive it.
+        # Clipped before the cast, because int32 cannot hold every float.
         index = jnp.clip(position, 0, cells - 1).astype(jnp.int32)
         return jnp.ravel_multi_index(tuple(index.T), self.cells, mode="clip")
 
@@ -86,7 +87,7 @@ class CVTArchive:
 
     def __post_init__(self) -> None:
         if not len(self.centroids[0]) == len(self.lower) == len(self.upper):
-            raise ValueError("centroids, lower and upper need one entry a measure")
+            raise ValueError("centroids, lower and upper need one entry for each measure")
         _check_annealing(self)
 
     @property
@@ -108,11 +109,11 @@ class CVTArchive:
         def nearest(point: Array) -> Array:
             return jnp.argmin(((point - centroids) ** 2).sum(axis=-1)).astype(jnp.int32)
 
-        return jax.lax.map(nearest, measures, batch_size=max(1, 2**20 // self.size))
+        return in_chunks(jax.vmap(nearest), max(1, 2**20 // self.size))(measures)
 
 
 Archive = GridArchive | CVTArchive
-"""What tells measures apart: frozen and hashable. The contents are an `ArchiveState`."""
+"""The cells of the measures: frozen and hashable. The contents are an `ArchiveState`."""
 
 
 def cvt_centroids(
@@ -123,7 +124,7 @@ def cvt_centroids(
     seed: int,
     samples: int = 100_000,
 ) -> tuple[tuple[float, ...], ...]:
-    """Centroids [cells][M] that share the box out evenly: k-means over `samples` uniform points."""
+    """Centroids [cells][M] that divide the box evenly, by k-means over `samples` uniform points."""
     from sklearn.cluster import KMeans  # type: ignore[import-untyped]  # slow to import
 
     uniform = np.random.default_rng(seed).uniform(lower, upper, size=(samples, len(lower)))
@@ -132,7 +133,7 @@ def cvt_centroids(
 
 
 class ArchiveState(struct.PyTreeNode):
-    """What the cells hold. An empty cell has objective -inf."""
+    """The contents of the cells. An empty cell has objective -inf."""
 
     latents: Array  # [K, D]
     objective: Array  # [K]
@@ -148,7 +149,7 @@ class ArchiveState(struct.PyTreeNode):
 
 
 class Insertion(struct.PyTreeNode):
-    """What became of each solution of a batch, compared with the archive before it."""
+    """The result for each solution of a batch, relative to the archive before the batch."""
 
     objective: Array  # [N], -inf where not finite
     measures: Array  # [N, M], 0 where not finite
@@ -183,10 +184,10 @@ def add(
     objective: Objective,
     measures: Measures,
 ) -> tuple[ArchiveState, Insertion]:
-    """Inserts a batch; of several accepted in a cell the best stays, the first among equals.
+    """Inserts a batch; a cell that accepts several solutions keeps the best, the first of equals.
 
-    The elite of an annealed cell is replaced by whatever passes the threshold, even by something
-    worse than it; keep an elitist archive beside it.
+    In an annealed archive, a solution above the cell's threshold replaces the elite even if it is
+    worse than the elite; keep an elitist archive too.
     """
     N, K = len(objective), archive.size
     finite = jnp.isfinite(objective) & jnp.isfinite(measures).all(axis=-1)
@@ -222,11 +223,11 @@ def add(
         kept = (1 - archive.learning_rate) ** k
         new_threshold = kept * threshold + (1 - kept) * total / jnp.maximum(k, 1)
 
-    # `news` is implied by `winner`, but through it the targets depend on all that was read of the
-    # old contents; otherwise XLA would keep a copy of all K cells for reading later.
+    # `winner` implies `news`, but through `news` the targets depend on all reads of the old
+    # contents; otherwise XLA would keep a copy of all K cells for reading later.
     news = over_group(jax.ops.segment_max, status, 0)
     wins = (winner == row) & (news > 0)
-    # One scatter a cell: the targets of winners are distinct, everybody else's is out of range.
+    # One write for each cell: winners have distinct targets, other rows have targets out of range.
     target = jnp.where(wins, cell, K + row)
 
     def put(old: Array, new: Array) -> Array:
@@ -266,8 +267,8 @@ def qd_score(state: ArchiveState) -> Array:
 def _group_by_cell(cell: Array, size: int) -> Array:
     """Numbers the distinct cells of a batch: group of each row, [N] in [0, N).
 
-    By sorting, which touches no array of K cells. Where cell and row fit into one integer, that is
-    sorted alone: several times faster on a CPU than with a companion.
+    Sorting needs no array of K cells. If cell and row fit into one integer, only that integer is
+    sorted, which is several times faster on a CPU than sorting pairs.
     """
     N = len(cell)
     if size * N < 2**31:

@@ -1,4 +1,4 @@
-"""The command `qdgs`: each subcommand is a few lines around one public function."""
+"""The command `qdgs`: each subcommand calls one public function."""
 
 import contextlib
 import functools
@@ -39,7 +39,7 @@ _ANY_CONFIG = Config(
 
 
 def main() -> None:
-    """Entry point: exit status 0, 2 for a mistake in what was asked, 1 for what failed."""
+    """Entry point; exit status 0 for success, 2 for a mistake in the command, 1 for a failure."""
     sys.exit(run_command(sys.argv[1:]))
 
 
@@ -82,7 +82,7 @@ def run_command(arguments: list[str]) -> int:
         again = getattr(interrupt, "__notes__", ["run the same command again"])[-1]
         print(f"qdgs: Interrupted: {again}.", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # the reader of our output has gone; flushing it again would raise
+    except BrokenPipeError:  # nobody reads the output any more; flushing it again would raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
@@ -96,7 +96,7 @@ def sample(
     resume: bool = False,
     acknowledge_notice: bool = False,
 ) -> None:
-    """Search a generator's latents, into a run folder.
+    """Search a generator's latents and write a run folder.
 
     Args:
         config: TOML file; each of its values can be overridden by an option.
@@ -106,7 +106,7 @@ def sample(
     """
     _require_read(config, overrides)
     _require_acknowledged(overrides, acknowledge_notice)
-    from qdgs_jax.runs import sampling as runs  # jax is slow to import: only when there is work
+    from qdgs_jax.runs import sampling as runs  # jax is slow to import
 
     folder = out or Path("runs") / config.stem
     with _progress(overrides.search.generations) as report:
@@ -126,6 +126,8 @@ def export(
     count: int | None = None,
     min_objective: float | None = None,
     seed: int = 0,
+    no_repeat: bool = False,
+    test_share: float | None = None,
 ) -> None:
     """Render a balanced dataset from the elites of a run.
 
@@ -135,10 +137,21 @@ def export(
         count: images; the config's export.count if not given.
         min_objective: leave out elites below it; the config's export.min_objective if not given.
         seed: seed of the choice among elites.
+        no_repeat: show no elite twice; bins with too few elites get fewer images.
+        test_share: share of the images in a folder `test`, such as 0.2, the others in `train`;
+            copies of an elite stay together.
     """
     from qdgs_jax.datasets import export as dataset
 
-    balance = dataset.export(run, out, count=count, min_objective=min_objective, seed=seed)
+    balance = dataset.export(
+        run,
+        out,
+        count=count,
+        min_objective=min_objective,
+        seed=seed,
+        no_repeat=no_repeat,
+        test_share=test_share,
+    )
     _tell({"dataset": str(out), **balance.as_dict()}, str(balance))
 
 
@@ -157,7 +170,7 @@ def baseline(
         config: TOML file; each of its values can be overridden by an option.
         out: folder of the dataset.
         count: images; the config's export.count if not given.
-        nearest_bin: label images that no bin holds by the nearest one, instead of not at all.
+        nearest_bin: label images that no bin holds by the nearest bin; otherwise as `unlabelled`.
         acknowledge_notice: continue although the config has a notice.
     """
     _require_read(config, overrides)
@@ -167,7 +180,7 @@ def baseline(
     balance = dataset.baseline(
         overrides,
         out,
-        count=count or overrides.export.count,
+        count=overrides.export.count if count is None else count,
         seed=overrides.seed,
         nearest_bin=nearest_bin,
     )
@@ -185,7 +198,7 @@ def train(
     out: Path = Path("runs/train"),
     resume: bool = False,
 ) -> None:
-    """Train a classifier on a folder of images, repair it with another, test it by group.
+    """Train a classifier on a folder of images, fine-tune it with another, and test it by group.
 
     Args:
         config: TOML file; each of its values can be overridden by an option.
@@ -202,9 +215,9 @@ def train(
             "Folders of images need all of --train, --test and --group: add what is missing, or "
             "run an experiment by `qdgs experiment repair CONFIG`."
         )
-    from qdgs_jax.experiments.repair import experiment
+    from qdgs_jax.evaluation.repair import repair_folders
 
-    results = experiment.repair_folders(
+    results = repair_folders(
         overrides, out, train=train, repair=repair, test=test, group=group, resume=resume
     )
     _tell_results(out, results)
@@ -217,7 +230,7 @@ def repair_experiment(
     out: Path | None = None,
     resume: bool = False,
 ) -> None:
-    """Repair classifiers that were trained on colour-biased drawings (QDGS, shapes domain).
+    """Repair classifiers trained on colour-biased drawings by fine-tuning (QDGS, shapes domain).
 
     Args:
         config: TOML file; each of its values can be overridden by an option.
@@ -280,9 +293,9 @@ def convert(
 
 
 def _require_acknowledged(config: Config, acknowledged: bool) -> None:
-    """Tells the config's notice, if it has one, to those who have not read it yet."""
+    """Refuses a config with a notice until the notice is acknowledged."""
     if config.notice and not acknowledged:
-        raise ConfigError(f"{NOTICES[config.notice]} Go on with --acknowledge-notice.")
+        raise ConfigError(f"{NOTICES[config.notice]} Continue with --acknowledge-notice.")
 
 
 def _require_read(config: Path, overrides: Config) -> None:
@@ -293,7 +306,7 @@ def _require_read(config: Path, overrides: Config) -> None:
 
 @contextlib.contextmanager
 def _progress(generations: int) -> Iterator[Callable[[dict[str, float]], None] | None]:
-    """A progress bar on a terminal; silence elsewhere (metrics.csv has it all)."""
+    """A progress bar on a terminal, nothing elsewhere; metrics.csv has the same values."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -307,7 +320,7 @@ def _progress(generations: int) -> Iterator[Callable[[dict[str, float]], None] |
             )
             before = row
             if bar.n == 0:
-                bar.initial = bar.n = int(row["generation"])  # a resumed run starts further on
+                bar.initial = bar.n = int(row["generation"])  # a resumed run starts later
             bar.set_postfix_str(
                 f"{speed:.0f} eval/s, QD score {row['qd_score']:.0f}, "
                 f"coverage {row['coverage']:.1%}",

@@ -1,4 +1,4 @@
-"""What a run is: frozen dataclasses, read from TOML, changed on the command line."""
+"""The options of a run: frozen dataclasses, read from TOML, changed on the command line."""
 
 import dataclasses
 import math
@@ -16,12 +16,12 @@ Interval = tuple[float, float]
 LatentSpace = Literal["auto", "z", "w", "w+"]
 
 NOTICES = {
-    "faces": "Images of faces: they depict nobody, yet may resemble people of the generator's "
-    "training data. Prompts about people measure the encoder's stereotypes, not traits of anybody, "
-    "and balanced means balanced under this encoder alone. The makers of FFHQ and of CLIP exclude "
-    "the recognition of faces from their use: leave it out for these images, too."
+    "faces": "Images of faces: they depict nobody, but may resemble people in the generator's "
+    "training data. Prompts about people measure the encoder's stereotypes, not anybody's traits, "
+    "and balanced means balanced under this encoder only. The makers of FFHQ and of CLIP exclude "
+    "face recognition from their use: do not use these images for it either."
 }
-"""What to know before a search, by its name in `notice`."""
+"""Texts that a user acknowledges before a search, by their names in `notice`."""
 
 
 @checked
@@ -31,12 +31,12 @@ class GeneratorConfig:
     model: str = "shapes-vae"
     """Name of a built-in generator, or path of a checkpoint (file or folder)."""
     latent_space: LatentSpace = "auto"
-    """What is searched: a network's own inputs `z`, a StyleGAN2's styles `w`, or its styles layer
-    by layer, `w+`; `auto` is the last where there is a choice."""
+    """Searched space: the network's inputs `z`, a StyleGAN2's style `w`, or one style for each
+    layer, `w+`; `auto`: `w+` for a StyleGAN2, `z` for others."""
     truncation_psi: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Truncation of a StyleGAN2's random styles: 1 for none; less is more alike, and cleaner."""
+    """Truncation of a StyleGAN2's random styles: 1 for none; lower is cleaner and less varied."""
     precision: Literal["highest", "default", "bf16"] = "highest"
-    """Of a StyleGAN2's matrix products: float32, what the device prefers, or bfloat16."""
+    """Precision of a StyleGAN2's matrix products: float32, the device's default, or bfloat16."""
 
 
 @checked
@@ -46,27 +46,27 @@ class EncoderConfig:
     model: str = "shapes-clip"
     """Name of a built-in encoder, path of a checkpoint, or hub id."""
     precision: Literal["highest", "default", "bf16"] = "highest"
-    """Precision of its matrix products: float32, what the device prefers, or bfloat16."""
+    """Precision of its matrix products: float32, the device's default, or bfloat16."""
     random_crops: bool = True
-    """Whether it sees a random square of an image that is larger than its input, or all of it."""
+    """Whether it reads a random square of an image larger than its input, or the whole image."""
 
 
 @checked
 class ObjectiveConfig:
-    """Quality, in words or without. Several texts in one prompt are separated by `|`."""
+    """Quality, with or without prompts. Several texts in one prompt are separated by `|`."""
 
     positive: str = ""
-    """What a good image shows; no prompts will do where `typicality` or `regularisation` is set."""
+    """Prompt of good images; prompts are optional if `typicality` or `regularisation` is set."""
     negative: str = ""
-    """What a bad image shows."""
+    """Prompt of bad images."""
     typicality: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Weight of how much less typical of the generator an image is than a random one; 0: any."""
+    """Weight of the excess Mahalanobis distance to the generator's mean image; 0: none."""
     regularisation: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Weight of the squared distance of latents to a ball around the origin; 0: no bounds."""
+    """Weight of the squared distance of latents to a ball around the origin; 0: none."""
     radius: Positive = 0.5
-    """Of that ball, in mean norms of random latents."""
+    """Radius of that ball, in mean norms of random latents."""
     uniqueness: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Weight of the distance to good images seen lately; 0: none are remembered."""
+    """Weight of the distance to recent good images; 0: none."""
 
 
 @checked
@@ -109,8 +109,8 @@ class ArchiveConfig:
     """How the measures are divided into cells."""
 
     kind: Literal["grid", "cvt"] = "grid"
-    """`grid`: by the `cells` of each measure; `cvt`: the regions nearest to points that share the
-    ranges out evenly, for three and more measures."""
+    """`grid`: by the `cells` of each measure; `cvt`: regions nearest to points that divide the
+    ranges evenly, for three and more measures."""
     cells: Count = 1000
     """Cells of a `cvt` archive."""
 
@@ -129,12 +129,12 @@ SERVES = {
     "threshold_min": ("cma_mae", "cma_maega"),
     "rematerialise": ("omg_mega", *_ASCENT),
 }
-"""Options of a search that only some algorithms heed -> these."""
+"""Options of a search that only some algorithms use -> those algorithms."""
 
 
 @checked
 class SearchConfig:
-    """The quality-diversity search; defaults are the paper's, but for many emitters at once."""
+    """The quality-diversity search; the defaults are the paper's, except that emitters are many."""
 
     algorithm: Literal[
         "map_elites",
@@ -145,7 +145,7 @@ class SearchConfig:
         "cma_mega",
         "cma_maega",
     ] = "cma_maega"
-    """`...mega` follow gradients; `..._mae` and `..._maega` anneal the archive's thresholds."""
+    """`...mega` and `...maega` use gradients; `..._mae` and `..._maega` anneal the thresholds."""
     generations: Count = 400
     """Generations; each evaluates `emitters` x `batch_size` latents, and `emitters` more for
     their gradients."""
@@ -153,33 +153,34 @@ class SearchConfig:
     batch_size: Annotated[int, Field(ge=2)] = 15
     """Latents of each emitter in a generation."""
     sigma0: Positive = 0.5
-    """Initial standard deviation: of the gradient coefficients, or else of the latents."""
+    """Initial standard deviation of gradient coefficients, or of latents without gradients."""
     step_size: Positive = 0.5
     """Learning rate of the ascent on latents (`cma_mega`, `cma_maega`, strategy `openai_es`)."""
     optimizer: Literal["adam", "ascent"] = "adam"
-    """How the latents ascend: Adam, or the plain step."""
+    """Optimiser of that ascent (`cma_mega`, `cma_maega`): Adam, or plain gradient ascent."""
     line_sigma: Positive = 0.2
     """Standard deviation of the step towards another elite (`map_elites_line`)."""
     strategy: Literal["cma_es", "cholesky_cma_es", "sep_cma_es", "lm_ma_es", "openai_es"] = "cma_es"
-    """Of `cma_me` and `cma_mae`: full CMA-ES, the same by Cholesky factors (as good, and faster
-    from some thirty dimensions on), or one for more than a few hundred dimensions."""
+    """Strategy of `cma_me` and `cma_mae`: full CMA-ES, CMA-ES by Cholesky factors (as good, and
+    faster from about thirty dimensions), or one for more than a few hundred dimensions."""
     ranker: Literal["auto", "imp", "2imp", "obj", "rd"] = "auto"
-    """What a batch is ranked by; `auto` is the algorithm's own, likewise the next two."""
+    """Key by which a batch is ranked; here and in the next two, `auto` is the algorithm's own."""
     selection: Literal["auto", "filter", "mu"] = "auto"
     """Parents: `filter`: solutions that the archive accepted; `mu`: the best half."""
     restart: Literal["auto", "basic", "no_improvement"] | Count = "auto"
-    """When an emitter restarts: when spent, when none was accepted, or every N generations."""
+    """When an emitter restarts: if its strategy stops, if nothing was accepted, or every N
+    generations."""
     learning_rate: Fraction = 0.02
     """Archive learning rate alpha (`cma_mae`, `cma_maega`): 0 optimises, 1 explores."""
     threshold_min: Annotated[float, Field(allow_inf_nan=False)] = 0.0
-    """Objective that an elite must be above (`cma_mae`, `cma_maega`)."""
+    """Objective that an elite must exceed (`cma_mae`, `cma_maega`)."""
     initial_samples: Count = 512
-    """Random latents from which the emitters' starting points are the best."""
+    """Random latents; emitters start from the best of them."""
     chunk_size: Count = 64
     """Latents rendered and embedded at once; bounds memory."""
     rematerialise: bool = False
-    """Whether images are rendered again for their gradients, so that activations need not be kept
-    meanwhile; for accelerators that are short of memory, since on CPU it saves none."""
+    """Whether images are rendered again for their gradients, instead of keeping activations. It
+    saves memory on accelerators, but none on a CPU."""
 
     def __post_init__(self) -> None:
         for name, algorithms in SERVES.items():
@@ -199,13 +200,13 @@ class SearchConfig:
             )
 
     def _changes(self, name: str) -> bool:
-        """Whether an option has another value than by default."""
+        """Whether an option has another value than its default."""
         return getattr(self, name) != type(self).__dataclass_fields__[name].default
 
 
 @checked
 class RunConfig:
-    """How often a run reports and saves itself."""
+    """How often a run writes metrics and checkpoints."""
 
     log_every: Count = 10
     """Generations between two lines of metrics; divides `search.generations`."""
@@ -236,20 +237,20 @@ class ExportConfig:
     count: Count = 1000
     """Images in the dataset."""
     min_objective: float = -math.inf
-    """Elites below it are left out."""
+    """Elites with a lower objective are left out."""
     bins: tuple[BinConfig, ...] = ()
-    """Regions to fill equally; without any, samples spread evenly over all filled cells."""
+    """Regions to fill equally; without any, images are drawn evenly from all filled cells."""
 
 
 @checked
 class Config:
-    """Everything that decides a run: same config, same device, same archive."""
+    """All options of a run: the same config on the same device gives the same archive."""
 
     objective: ObjectiveConfig
     measures: tuple[MeasureConfig, ...]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     notice: Literal["", "faces"] = ""
-    """Of NOTICES, what has to be acknowledged before the search, and stands in its datasets."""
+    """Name of a notice to acknowledge before the search; the notice is copied to its datasets."""
     generator: GeneratorConfig = GeneratorConfig()
     encoder: EncoderConfig = EncoderConfig()
     archive: ArchiveConfig = ArchiveConfig()
@@ -270,7 +271,7 @@ class Config:
         if not objective.regularisation and objective.radius != ObjectiveConfig.radius:
             raise ValueError("objective.radius has no effect without regularisation: set that too")
         if not self.has_prompts and self.encoder != EncoderConfig():
-            raise ValueError("nothing is prompted, so no encoder is used: leave [encoder] out")
+            raise ValueError("there are no prompts, so no encoder is used: leave [encoder] out")
         names = [measure.name for measure in self.measures]
         if not names:
             raise ValueError("no measures: add at least one [[measures]] table")
@@ -309,7 +310,7 @@ class Config:
 
     @property
     def has_prompts(self) -> bool:
-        """Whether there is anything that an encoder has to read."""
+        """Whether there are prompts, which need an encoder."""
         return bool(self.objective.positive) or not all(m.function for m in self.measures)
 
 
@@ -323,7 +324,7 @@ def load_config(path: str | Path) -> Config:
 
 
 def parse_config(values: dict[str, Any], *, source: str) -> Config:
-    """Makes a Config of plain values, with one sentence about the first thing wrong.
+    """Makes a Config of plain values; an error is one sentence about the first mistake.
 
     Raises:
         ConfigError: unknown key, missing key or value out of range.
@@ -332,7 +333,7 @@ def parse_config(values: dict[str, Any], *, source: str) -> Config:
 
 
 def save_config(path: Path, config: Config) -> None:
-    """Writes a config as TOML; `load_config` gives it back."""
+    """Writes a config as TOML, which `load_config` reads."""
     files.write(path, tomli_w.dumps(dataclasses.asdict(config)))
 
 

@@ -33,7 +33,7 @@ class Encoder:
     name: str
     """Built-in name, hub id, or last part of the path."""
     sha256: str
-    """Of the file of weights, in hex."""
+    """SHA-256 of the file of weights, in hex."""
     image_size: int
     """Side of the square images that it reads, in pixels."""
     embed_images: Callable[[Params, Images], Embeddings]
@@ -43,7 +43,7 @@ class Encoder:
     tokenize: Callable[[list[str]], Array]
     """Texts -> token ids int32 [N, T]; raises ConfigError where a text is too long."""
     unknown_words: Callable[[str], list[str]]
-    """The words of a text that the tokenizer has never seen."""
+    """The words of a text that are not in the tokenizer's vocabulary."""
 
 
 def load(model: str, *, precision: Precision = "highest") -> tuple[Encoder, Params]:
@@ -92,7 +92,7 @@ def load(model: str, *, precision: Precision = "highest") -> tuple[Encoder, Para
 def convert(source: str, folder: Path) -> None:
     """Rewrites a CLIP of any readable layout as a Hugging Face folder of safetensors.
 
-    The tokenizer beside the source comes along, if there is one.
+    The tokenizer beside the source is copied too, if there is one.
 
     Args:
         source: path of a file or folder of weights, or hub id.
@@ -150,7 +150,7 @@ def _tokenize(
 
 
 def _unknown_words(folder: Path, loaded: tuple[Any, int | None], text: str) -> list[str]:
-    # A vocabulary of words has a token for all others; one of byte pairs spells them.
+    # A vocabulary of words has one token for all other words; one of byte pairs spells them.
     tokenizer, _ = loaded
     unknown = getattr(tokenizer.model, "unk_token", None)
     encoding = _encode(folder, tokenizer, text[:MAX_TEXT], special=False)
@@ -168,7 +168,7 @@ def _encode(folder: Path, tokenizer: Any, text: str, *, special: bool = True) ->
 
 
 def _load_tokenizer(folder: Path, vocabulary_size: int) -> tuple[Any, int | None]:
-    """The tokenizer beside the weights; OpenAI's if there is none and it may be theirs."""
+    """The tokenizer beside the weights, or OpenAI's if there is none and its size fits."""
     if not clip.tokenizer.is_in(folder) and vocabulary_size == clip.CLIPConfig.vocabulary_size:
         folder = _download_tokenizer(folder)
     if not clip.tokenizer.is_in(folder):
@@ -183,7 +183,7 @@ def _download_tokenizer(folder: Path) -> Path:
     patterns = ["tokenizer*.json", "vocab.json", "merges.txt"]
     try:
         return Path(huggingface_hub.snapshot_download(OPENAI, allow_patterns=patterns))
-    except Exception:  # whatever network, proxy and hub come up with
+    except Exception:  # network, proxy and hub raise many kinds
         raise CheckpointError(
             f"The encoder in {folder} has no tokenizer and {OPENAI} cannot be reached: put "
             "vocab.json and merges.txt from there beside the weights."

@@ -1,11 +1,11 @@
-"""Errors that a user can mend: one clear sentence, the remedy last."""
+"""Errors that a user can correct: one clear sentence, the remedy last."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class QDGSError(Exception):
-    """Something failed for a reason the message explains; exit status 1."""
+    """A failure that the message explains; exit status 1."""
 
 
 class ConfigError(QDGSError):
@@ -13,7 +13,7 @@ class ConfigError(QDGSError):
 
 
 class CheckpointError(QDGSError):
-    """A file of weights is unreadable, unsafe or not what it was said to be."""
+    """A file of weights is unreadable, unsafe or of the wrong kind."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and their fingerprints."""
+"""Files that are written whole or not at all, and their checksums."""
 
 import contextlib
 import errno
@@ -14,7 +14,7 @@ from qdgs_jax.errors import CheckpointError
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a file beside `path` that takes its place once all is written, and not before."""
+    """Opens a temporary file beside `path` that replaces `path` when it is complete."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         with open(partial, "wb") as file:
@@ -76,7 +76,7 @@ _SPECIAL = (
 
 
 def sha256(path: str | Path) -> str:
-    """Fingerprint of a file, in hexadecimal.
+    """SHA-256 of a file, in hexadecimal.
 
     Raises:
         CheckpointError: The file cannot be read.

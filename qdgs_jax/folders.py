@@ -1,4 +1,4 @@
-"""Folders of results: whose they are, how they are resumed, and what stops their writing."""
+"""Folders of results: which may be written, which can be resumed, and errors of writing."""
 
 import contextlib
 import errno
@@ -20,17 +20,18 @@ def claim(
     """Checks that `folder` may be written, before anything slow happens.
 
     Args:
-        markers: names of files; one of them stands in every folder of this kind, finished or not.
+        markers: names of files; every folder of this kind has one of them, finished or not.
         holds: what such a folder holds, with its article.
         others: what any other folder holds.
-        resume: whether a folder that has begun may be continued.
+        resume: whether a folder with a marker may be continued.
 
     Returns:
-        The first marker in the folder, which says what it began with; None if the folder is absent
-        or empty. Hidden files do not count.
+        Path of the first marker in the folder; None if the folder is absent or empty. Hidden files
+        do not count.
 
     Raises:
-        ConfigError: `folder` is a file, holds anything else, or has begun and `resume` is false.
+        ConfigError: `folder` is a file, holds no marker but other files, or holds a marker and
+            `resume` is false.
     """
     if not folder.exists():
         return None
@@ -50,22 +51,22 @@ def claim(
 
 
 def require_same_config(folder: Path, before: Any, now: Any) -> None:
-    """Compares the nested dicts and lists with which `folder` began and would be resumed.
+    """Compares the config of `folder` with the config to resume it with (dicts and lists).
 
     Raises:
-        ConfigError: they differ; it names the first difference.
+        ConfigError: they differ; the message names the first difference.
     """
     if difference := _first_difference(before, now):
         raise ConfigError(
-            f"{folder} belongs to another config ({difference}): resume with the config that "
-            "began it, or choose another folder."
+            f"{folder} belongs to another config ({difference}): resume with the config that it "
+            "was started with, or choose another folder."
         )
 
 
 def _first_difference(old: Any, new: Any, where: str = "") -> str:
     """The first value in which two nested configs differ, in words; empty if none.
 
-    Plain values come before tables: another seed is the reason, the ranges it leads to are not.
+    Plain values come before tables: a changed seed is the cause of changed ranges.
     """
     if isinstance(old, dict) and isinstance(new, dict):
         items = [(f"{where}.{key}".lstrip("."), old.get(key), new.get(key)) for key in old | new]
@@ -79,7 +80,7 @@ def _first_difference(old: Any, new: Any, where: str = "") -> str:
 
 @contextlib.contextmanager
 def creating(folder: Path, *, again: str) -> Iterator[Path]:
-    """A folder to write in, which becomes `folder` once all is written, and not before.
+    """Yields a temporary folder, which is renamed to `folder` when it is complete.
 
     Args:
         again: as in `interruptions_explained`.
@@ -103,14 +104,14 @@ def creating(folder: Path, *, again: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def interruptions_explained(folder: Path, *, again: str) -> Iterator[None]:
-    """Says how to continue after what stops the writing in `folder`.
+    """Adds to an error or a Ctrl-C, while `folder` is written, how to continue.
 
     Args:
         again: the remedy, in the imperative.
 
     Raises:
         QDGSError: a sentence with a remedy, in place of an OSError.
-        KeyboardInterrupt: as it came, with `again` as its note.
+        KeyboardInterrupt: the same, with `again` as its note.
     """
     try:
         yield

@@ -24,7 +24,7 @@ BUILT_IN = {"shapes-vae": Path(__file__).parent / "assets" / "shapes_vae"}
 """Generators that come with the package: name -> folder."""
 
 DIGIFACE = "digiface-dcgan"
-"""Name of the DCGAN of faces that the package gan-face-generate brings, if it is installed."""
+"""Name of the DCGAN of faces in the package gan-face-generate, if that is installed."""
 
 WEIGHTS = "model.safetensors"
 
@@ -33,7 +33,7 @@ FAMILIES = {
     "StyleGAN2": "synthesis.b4.const",
     "DCGAN": "main.1.running_mean",
 }
-"""Family of networks -> how a tensor's name ends in all its files and in no other family's."""
+"""Family of networks -> the end of a tensor's name in all its files, and in no other family's."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,17 @@ class Generator:
     image_size: int
     """Side of its square images, in pixels."""
     sample: Callable[[Key, int], Latents]
-    """(key, n) -> random latents [n, D]. Where they come from a network, it is that which was
-    loaded: call it outside of compiled programs, which would take in its weights."""
+    """(key, n) -> random latents [n, D]. Call it outside of compiled programs: if a network maps
+    the latents, its loaded weights would become constants of the program."""
     render: Callable[[Params, Latents], Images]
     """(params, latents [N, D]) -> images [N, H, W, 3], RGB in [0, 1]."""
     sha256: str = ""
-    """Of the file of weights, in hex; of the weights themselves where they come from no file (see
+    """SHA-256 of the file of weights, in hex; without a file, of the weights themselves (see
     `identified`)."""
 
 
 def identified(generator: Generator, params: Params) -> Generator:
-    """The generator with the SHA-256 of its weights, if it has none, to know it again."""
+    """The generator with the SHA-256 of its weights, computed if it has none."""
     if generator.sha256:
         return generator
     digest = hashlib.sha256()
@@ -79,9 +79,9 @@ def load(
 
     Args:
         model: the name or path.
-        latent_space: `w` and `w+` are for a StyleGAN2 alone, which takes `w+` for `auto`.
-        truncation_psi: of random latents; only a StyleGAN2 has other values than 1.
-        precision: of a StyleGAN2's matrix products; the others are small, and keep to `highest`.
+        latent_space: only a StyleGAN2 has `w` and `w+`; for it, `auto` is `w+`.
+        truncation_psi: of random latents; only a StyleGAN2 takes other values than 1.
+        precision: of a StyleGAN2's matrix products; other generators are small and use `highest`.
 
     Raises:
         ConfigError: there is no such name or path, or an option that this generator lacks.
@@ -113,10 +113,10 @@ def load(
 
 
 def family_of(path: Path) -> str:
-    """The key of FAMILIES that a file or folder of weights belongs to, told by its content.
+    """The key of FAMILIES that a file or folder of weights belongs to, by its content.
 
     Raises:
-        CheckpointError: the weights cannot be read or belong to none.
+        CheckpointError: the weights cannot be read or belong to no family.
     """
     weights = _weights(path)
     if stylegan2.is_pickle(weights):
@@ -129,7 +129,7 @@ def family_of(path: Path) -> str:
     if foreign:
         raise CheckpointError(f"{path} holds {foreign[0]}: {foreign[1]}.")
     raise CheckpointError(
-        f"{path} holds no generator that is known: give the weights of a {' or a '.join(FAMILIES)}."
+        f"{path} holds no known generator: give the weights of a {' or a '.join(FAMILIES)}."
     )
 
 
@@ -138,7 +138,7 @@ def _weights(path: Path) -> Path:
 
 
 def _digiface() -> Path:
-    package = importlib.util.find_spec("gan_face_generate")  # looks, but imports nothing
+    package = importlib.util.find_spec("gan_face_generate")  # finds it without importing it
     if package is None or package.origin is None:
         raise ConfigError(
             f"The generator '{DIGIFACE}' comes with the package gan-face-generate, which is not "
@@ -153,11 +153,11 @@ def _decoder(
     load: Callable[[Path], tuple[Any, Params]],
     decode: Callable[[Any, Params, Latents], Images],
 ) -> tuple[Generator, Params]:
-    """A network from standard normal latents straight to images in [0, 1]."""
+    """A network that maps standard normal latents directly to images in [0, 1]."""
     config, params = load(path)
 
     def render(params: Params, latents: Latents) -> Images:
-        # On GPUs and TPUs the default is TF32 or bfloat16; measures live in +-0.1.
+        # On GPUs and TPUs the default is TF32 or bfloat16; measures are within +-0.1.
         with jax.default_matmul_precision("highest"):
             return decode(config, params, latents)
 
@@ -177,13 +177,13 @@ def _stylegan2(
 ) -> tuple[Generator, Params]:
     """The network with stored noise, over its inputs z or its normalised styles w or w+.
 
-    A normalised style is (w - mean) / standard deviation, a number each (Chang et al. 2024).
+    A normalised style is (w - mean) / standard deviation, elementwise (Chang et al. 2024).
     """
     config, params = stylegan2.load(path)
     if config.label_size or config.image_channels != 3:
         raise ConfigError(
-            f"The StyleGAN2 '{name}' is conditional or has no colours: give an unconditional one "
-            "of RGB images."
+            f"The StyleGAN2 '{name}' is conditional or its images are not RGB: give an "
+            "unconditional one of RGB images."
         )
     if space != "z":
         params = {**params, "style_std": _style_std(config, params)}
@@ -225,7 +225,7 @@ def _stylegan2(
 
 
 def _style_std(config: stylegan2.StyleGAN2Config, params: Params) -> Array:
-    """Standard deviations [W] of 10,000 random styles, always the same."""
+    """Standard deviations [W] of 10,000 random styles of a fixed seed."""
     z = jax.random.normal(jax.random.key(0), (10_000, config.latent_size))
     spread = jax.jit(lambda params, z: stylegan2.map_latents(config, params, z)[:, 0].std(axis=0))
     return spread(params, z)

@@ -37,7 +37,7 @@ def warmth(images: Images) -> Array:
 
 
 def coverage(images: Images) -> Array:
-    """How much of a white page is inked, from 0 (all white) to 1 (saturated or dark throughout)."""
+    """Inked share of a white page, from 0 (all white) to 1 (saturated or dark everywhere)."""
     return jnp.mean(1 - jnp.min(images, axis=-1), axis=(1, 2))
 
 
@@ -45,12 +45,12 @@ def skin_tone(images: Images) -> Array:
     """Individual typology angle of a face's skin in degrees, ITA = atan((L* - 50) / b*).
 
     Above 55 is very light, above 41 light, above 28 intermediate, above 10 tan, above -30 brown,
-    and dark below (Del Bino and Bernerd 2013). It is the angle of the skin's mean colour, as angles
-    of single dark pixels say little. Where light turns skin bluish, b* < 0, the angle goes on
-    beyond +-90 rather than jump.
+    and dark below (Del Bino and Bernerd 2013). It is the angle of the skin's mean colour, because
+    angles of single dark pixels are unreliable. If light makes skin bluish, b* < 0, the angle
+    continues beyond +-90 without a jump.
 
-    Skin is taken to be the commonest reddish and yellowish colour of an ellipse in the middle: that
-    leaves out hair, glasses, mouths and highlights as far as their colour differs.
+    Skin is the most common reddish and yellowish colour in an ellipse in the middle. This excludes
+    hair, glasses, mouths and highlights, unless they have the colour of skin.
     """
     lab = srgb_to_lab(images)
     lightness, _, b = jnp.moveaxis(_mean(lab, _skin(lab)), -1, 0)
@@ -81,7 +81,7 @@ def srgb_to_lab(images: Images) -> Array:
 
 
 def _skin(lab: Array) -> Array:
-    """How much each pixel counts as skin [N, H, W], as logarithms of weights."""
+    """Logarithmic weights of pixels as skin [N, H, W]."""
     face = jax.nn.log_sigmoid(_ellipse(*lab.shape[1:3], centre=0.6, height=0.56, width=0.48))
     a, b = lab[..., 1], lab[..., 2]
     prior = face + jax.nn.log_sigmoid((a - 4) / 2) + jax.nn.log_sigmoid((b - 2) / 2)
@@ -93,14 +93,15 @@ def _skin(lab: Array) -> Array:
 
 
 def _ellipse(rows: int, columns: int, *, centre: float, height: float, width: float) -> Array:
-    """A ramp [rows, columns], positive inside of an ellipse; lengths are parts of the image's."""
+    """A ramp [rows, columns], positive inside an ellipse; lengths are in heights or widths of the
+    image."""
     y = ((jnp.arange(rows) + 0.5) / rows - centre) / (height / 2)
     x = ((jnp.arange(columns) + 0.5) / columns - 0.5) / (width / 2)
     return (1 - jnp.hypot(y[:, None], x)) / 0.15
 
 
 def _mean(colours: Array, weights: Array) -> Array:
-    """Mean colour [N, 3] of pixels [N, H, W, 3], given logarithms of weights [N or none, H, W]."""
+    """Mean colour [N, 3] of pixels [N, H, W, 3], with logarithmic weights [N, H, W] or [H, W]."""
     shares = jax.nn.softmax(weights, axis=(-2, -1))
     return jnp.sum(shares[..., None] * colours, axis=(-3, -2))
 
@@ -115,18 +116,18 @@ IMAGE_MEASURES: dict[str, ImageMeasure] = {
 
 
 def load(measure: MeasureConfig, image_size: int) -> ImageMeasure:
-    """The function that a measure names, tried on shapes alone.
+    """The function that a measure names; the shape of its result is checked.
 
     Raises:
-        ConfigError: it does not exist or does not give one number an image.
+        ConfigError: it does not exist or does not return one number for each image.
     """
     function = IMAGE_MEASURES.get(measure.function) or _import(measure)
     images = jax.ShapeDtypeStruct((2, image_size, image_size, 3), jnp.float32)
     shape = getattr(jax.eval_shape(function, images), "shape", None)
     if shape != (2,):
         raise ConfigError(
-            f"The function '{measure.function}' of measure '{measure.name}' gives the shape "
-            f"{shape} for images {images.shape}: let it return one number an image, [N]."
+            f"The function '{measure.function}' of measure '{measure.name}' returns the shape "
+            f"{shape} for images {images.shape}: let it return one number for each image, [N]."
         )
     return function
 
@@ -144,13 +145,13 @@ def _import(measure: MeasureConfig) -> ImageMeasure:
         module = importlib.import_module(module_name)
     except (ImportError, ValueError) as error:
         raise ConfigError(
-            f"{subject} cannot be imported ({error}): install its package or mend the name."
+            f"{subject} cannot be imported ({error}): install its package or correct the name."
         ) from None
     function = getattr(module, name, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value)]
         raise ConfigError(
             f"{subject} does not exist in the module {module_name}"
-            f"{did_you_mean(name, known)}: mend the name."
+            f"{did_you_mean(name, known)}: correct the name."
         )
     return function

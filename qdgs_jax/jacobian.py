@@ -1,7 +1,7 @@
-"""What scoring a batch returns, and the gradients of it all: one forward pass, a pull-back a value.
+"""Scores of a batch and their Jacobian, by one forward pass and one pull-back for each value.
 
-A score is any function `score(params, key, latents, memory) -> (Scores, memory)`. The memory is a
-pytree that it carries from call to call, and `()` where it has none.
+A score is any function `score(params, key, latents, memory) -> (Scores, memory)`. If the score is
+stateful, the memory is a pytree that it passes to its next call; otherwise it is `()`.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Memory: TypeAlias = Any  # a pytree of arrays, its structure and shapes always t
 
 
 class Scores(struct.PyTreeNode):
-    """What a score says of latents [N, D]."""
+    """The scores of latents [N, D]."""
 
     objective: Objective  # [N], higher is better
     measures: Measures  # [N, M]
@@ -29,10 +29,10 @@ Score: TypeAlias = Callable[[Params, Key, Latents, Memory], tuple[Scores, Memory
 
 
 def with_jacobian(score: Score) -> Score:
-    """The same score, whose scores have their Jacobian: jacobian[:, 0] is the objective's gradient.
+    """The same score with the Jacobian in its scores: jacobian[:, 0] is the objective's gradient.
 
-    Samples must not affect each other: then one pull-back of ones over N serves all of them. What
-    follows the scores, memory or other, passes through.
+    Samples must not affect each other, so that one pull-back of ones over N serves all of them. The
+    second result, a memory or another value, is returned unchanged.
     """
 
     def scored(params: Params, key: Key, latents: Latents, memory: Memory) -> tuple[Scores, Memory]:

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def named_config(arguments: list[str], kind: type[T], *commands: str) -> T | None:
-    """Reads the config file of `kind` that is named behind one of `commands`.
+    """Reads the config file of `kind` that is named after one of `commands`.
 
     Returns:
         None if no file is named, or the command is another.
@@ -46,7 +46,7 @@ _KINDS: dict[Any, tuple[str, Callable[[Path], Any]]] = {
 }
 
 
-# Options that take no value; every other takes the arguments behind it.
+# Options that take no value; every other option takes the arguments after it.
 _FLAGS = {
     "resume", "acknowledge-notice", "nearest-bin", "h", "help", "random-crops", "rematerialise",
 }  # fmt: skip
@@ -54,7 +54,7 @@ _FLAGS = {
 
 def _config_path(arguments: list[str]) -> Path | None:
     """The first argument that is neither an option nor an option's value: the config file."""
-    expected, more = False, False  # whether the option before needs a value, may take further ones
+    expected, more = False, False  # whether the last option needs a value, may take more
     for argument in arguments:
         number = _is_number(argument)
         if argument.startswith("-") and not number:

@@ -1,4 +1,4 @@
-"""A config made concrete: models loaded, prompts embedded, measure ranges in numbers."""
+"""A config with its models loaded, its prompts embedded, and its measure ranges in numbers."""
 
 import dataclasses
 
@@ -19,18 +19,18 @@ from qdgs_jax.typing import Key, Latents, Params
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A config made concrete: models loaded, prompts embedded, measure ranges in numbers."""
+    """A config with its models loaded, its prompts embedded, and its measure ranges in numbers."""
 
     config: Config
     generator: Generator
     encoder: Encoder | None
-    """None where no prompt needs one."""
+    """None if there are no prompts."""
     params: Params
     score: ImageScore
     search: Search
 
     def initial_latents(self) -> tuple[Key, Latents]:
-        """The search's key, and the random latents that it may start from."""
+        """The search's key, and the random latents of which emitters start from the best."""
         range_key, latents_key, search_key = jax.random.split(jax.random.key(self.config.seed), 3)
         del range_key
         return search_key, self.generator.sample(latents_key, self.config.search.initial_samples)
@@ -40,7 +40,7 @@ def load_problem(config: Config, *, generator: tuple[Generator, Params] | None =
     """Loads the models, embeds the prompts and replaces `auto` ranges by numbers.
 
     Args:
-        generator: a generator of one's own and its weights, instead of the config's.
+        generator: your own generator and its weights, instead of the config's.
 
     Raises:
         ConfigError: a name, prompt or size in the config is impossible.
@@ -83,7 +83,7 @@ def make_archive(config: Config) -> Archive:
 def _resolve_ranges(
     config: Config, generator: Generator, score: ImageScore, params: Params
 ) -> Config:
-    """Puts numbers for `auto`: the span of random samples, a quarter wider at either end."""
+    """Replaces `auto` by the range of random samples, widened by a quarter at either end."""
     if all(measure.range != "auto" for measure in config.measures):
         return config
     latents_key, score_key = jax.random.split(jax.random.split(jax.random.key(config.seed), 3)[0])
@@ -93,7 +93,7 @@ def _resolve_ranges(
     finite = measures[np.isfinite(measures).all(axis=1)]
     if not len(finite) or (np.ptp(finite, axis=0) == 0).any():
         raise QDGSError(
-            "Random samples give no spread of measures to take `auto` ranges from: "
+            "Measures of random samples are constant or not finite, which leaves no `auto` range: "
             "give each measure a range in numbers."
         )
     low, high = finite.min(axis=0), finite.max(axis=0)

@@ -11,7 +11,7 @@ from qdgs_jax.typing import Embeddings, Params
 
 
 class UnknownWordsWarning(UserWarning):
-    """A prompt holds words that the encoder has never seen, so they carry no meaning."""
+    """A prompt has words outside the encoder's vocabulary, which have no meaning for it."""
 
 
 class PromptPair(struct.PyTreeNode):
@@ -22,10 +22,10 @@ class PromptPair(struct.PyTreeNode):
 
 
 class PromptEmbeddings(struct.PyTreeNode):
-    """All prompts of a config; an argument of the score, as weights are."""
+    """All prompts of a config; an argument of the score, like weights."""
 
-    objective: PromptPair | None  # None where no prompt says what is good
-    measures: tuple[PromptPair | None, ...]  # None where a measure is a function of the image
+    objective: PromptPair | None  # None without prompts of good images
+    measures: tuple[PromptPair | None, ...]  # None for a function of the image
 
 
 def embed_prompts(
@@ -33,7 +33,7 @@ def embed_prompts(
 ) -> PromptEmbeddings:
     """Embeds each text of the config's prompts once, to unit norm.
 
-    A config without prompts needs no encoder, and has nothing embedded.
+    Without prompts, no encoder is needed, and nothing is embedded.
 
     Warns with `UnknownWordsWarning` about words outside the encoder's vocabulary.
 

@@ -1,4 +1,4 @@
-"""What a result was made with: models, device, versions."""
+"""Models, device and versions with which a result was made."""
 
 import importlib.metadata
 import platform
@@ -12,13 +12,13 @@ from qdgs_jax.config import Config
 COMPUTATION = (
     "python", "jax", "jaxlib", "flax", "numpy", "optax", "orbax-checkpoint", "qdgs-jax",
 )  # fmt: skip
-"""What the numbers of a search or a training may depend on."""
+"""Packages that the numbers of a search or a training may depend on."""
 RENDERING = ("qdgs-jax", "jax", "jaxlib", "numpy", "pillow")
-"""What the bytes of an image may depend on."""
+"""Packages that the bytes of an image may depend on."""
 
 
 class Model(Protocol):
-    """What generators and encoders are known by."""
+    """What identifies a generator or an encoder."""
 
     @property
     def name(self) -> str: ...
@@ -28,7 +28,7 @@ class Model(Protocol):
 
 
 def describe(generator: Model, encoder: Model | None, config: Config) -> dict[str, Any]:
-    """What scores latents: models, precision, seed, device, versions. Plain JSON values."""
+    """Models, precision, seed, device and versions of a scoring, as plain JSON values."""
     return {
         "generator": {"name": generator.name, "sha256": generator.sha256},
         "encoder": encoder and {"name": encoder.name, "sha256": encoder.sha256},
@@ -39,7 +39,7 @@ def describe(generator: Model, encoder: Model | None, config: Config) -> dict[st
 
 
 def environment(packages: Sequence[str] = COMPUTATION) -> dict[str, Any]:
-    """The device, and the versions of `packages`, among which may be "python"."""
+    """The device, and the versions of `packages`, which may include "python"."""
     return {
         "device": f"{jax.devices()[0].device_kind} x {jax.device_count()}",
         "versions": {package: version(package) for package in packages},

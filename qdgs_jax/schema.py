@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True)
 def checked(cls: type[T]) -> type[T]:
-    """A frozen dataclass whose values are validated, with ConfigError as the one exception."""
+    """A frozen dataclass whose values are validated; it raises only ConfigError."""
     made: Any = pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(extra="forbid"))(cls)
     construct = made.__init__
 
@@ -58,7 +58,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def validate(kind: type[T], values: dict[str, Any], *, source: str) -> T:
-    """Makes a checked dataclass of plain values, with one sentence about the first thing wrong.
+    """Makes a checked dataclass of plain values; an error is one sentence about the first mistake.
 
     Raises:
         ConfigError: unknown key, missing key or value out of range.
@@ -70,7 +70,7 @@ def validate(kind: type[T], values: dict[str, Any], *, source: str) -> T:
 
 
 def _explain(error: pydantic.ValidationError, kind: type) -> str:
-    """The first problem of a validation in words; an unknown key explains a missing one."""
+    """The first problem of a validation in words; unknown keys come before missing ones."""
     unknown = "unexpected_keyword_argument"
     problem = min(error.errors(include_url=False), key=lambda found: found["type"] != unknown)
     where = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("tuple["))
@@ -85,7 +85,7 @@ def _explain(error: pydantic.ValidationError, kind: type) -> str:
 
 
 def _known_keys(kind: Any, where: tuple[int | str, ...]) -> list[str]:
-    """The keys of the table in which a key is wrong."""
+    """The known keys of the table that has a wrong key."""
     for part in where:
         if dataclasses.is_dataclass(kind):
             types = get_type_hints(kind)

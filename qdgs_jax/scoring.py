@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from qdgs_jax import image_measures, typicality
+from qdgs_jax.chunks import in_chunks
 from qdgs_jax.config import Config
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.generators import Generator
@@ -23,7 +23,7 @@ REMEMBERED = 100
 def angular_distance(x: Embeddings, y: Embeddings) -> Array:
     """Angle between unit vectors along the last axis: d = 2 arcsin(||x - y|| / 2), in [0, pi].
 
-    At equal and at opposite points, where the angle has a kink, the gradient is zero.
+    The gradient is set to zero at equal and opposite points, where the angle is not smooth.
     """
     squared = jnp.sum((x - y) ** 2, axis=-1)
     smooth = (squared > 0) & (squared < 4)
@@ -35,8 +35,8 @@ def angular_distance(x: Embeddings, y: Embeddings) -> Array:
 def prompt_difference(embeddings: Embeddings, pair: PromptPair) -> Array:
     """d(image, near) - d(image, far) [N], summed over texts; negative is closer to `near`.
 
-    It is the prompt loss L_p of the objective's pair, and the measure m_j of a measure's
-    (Chang et al. 2024).
+    For the objective's pair it is the prompt loss L_p, for a measure's pair the measure m_j (Chang
+    et al. 2024).
     """
 
     def distance(texts: Embeddings) -> Array:
@@ -54,16 +54,16 @@ def distance_to_ball(latents: Latents, radius: float) -> Array:
 
 
 def cutout(keys: Key, images: Images, size: int, *, random: bool = True) -> Images:
-    """What the encoder sees: a random square of each image, average-pooled to `size`.
+    """The encoder's input: a random square of each image, average-pooled to `size`.
 
-    Squares have a side of int(sqrt(U) (S - size) + size) pixels and lie anywhere. Images that are
-    not larger than `size` are taken whole, without randomness.
+    Squares have a side of int(sqrt(U) (S - size) + size) pixels, U uniform in [0, 1), and a uniform
+    position. Images that are not larger than `size` are used whole, without randomness.
 
     Args:
         keys: [N], one for each image.
         images: [N, S, S, 3]; only square images.
         size: side of the result in pixels.
-        random: False takes larger images whole as well.
+        random: False: larger images are used whole as well.
     """
     side = images.shape[1]
     if side == size:
@@ -97,15 +97,15 @@ def _pooling(crop: Array, start: Array, size: int, side: int) -> Array:
 
 
 def _pool(images: Array, rows: Array, columns: Array) -> Array:
-    # Measures live in +-0.1: pixels must not pass through TF32 or bfloat16 products.
+    # Measures are within +-0.1: pixels must not pass through TF32 or bfloat16 products.
     return jnp.einsum("ih,...hwc,jw->...ijc", rows, images, columns, precision="highest")
 
 
 class SeenImages(struct.PyTreeNode):
-    """Good images seen lately, the oldest of which makes room for the next."""
+    """Embeddings of recent good images; a new one replaces the oldest."""
 
     embeddings: Array  # [REMEMBERED, E] unit norm
-    count: Array  # [] int32, images remembered so far, forgotten ones included
+    count: Array  # [] int32, images added so far, replaced ones included
 
 
 def uniqueness(memory: SeenImages, embeddings: Embeddings) -> Array:
@@ -132,12 +132,12 @@ class ImageScore:
     """score(params, key, latents [N, D], memory) -> (Scores, memory).
 
     `params` is a dict of the weights "generator" and "encoder", of "prompts"
-    (`qdgs_jax.prompts.PromptEmbeddings`) and, where the objective has typicality, of "typical"
-    (`qdgs_jax.typicality.Typical`). Each latent's crop depends on the key and on its place
-    in the batch alone, so that `chunk_size` changes memory and nothing else.
+    (`qdgs_jax.prompts.PromptEmbeddings`) and, if the objective has typicality, of "typical"
+    (`qdgs_jax.typicality.Typical`). Each latent's crop depends only on the key and on its place in
+    the batch, so that `chunk_size` does not change scores.
 
-    The memory of an objective with uniqueness is `SeenImages`; without it, and for `()`, all images
-    count as unique and nothing is remembered.
+    The memory of an objective with uniqueness is `SeenImages`. Without uniqueness, or for `()`, all
+    images count as unique and none is added.
     """
 
     score_rows: Score
@@ -164,7 +164,7 @@ class ImageScore:
     def with_jacobian(self) -> "ImageScore":
         """The same score, with the Jacobian in its scores.
 
-        1 + M pull-backs hold as many times the memory, so chunks are smaller by that factor.
+        1 + M pull-backs need 1 + M times the memory, so chunks are smaller by that factor.
         """
         return replace(
             self,
@@ -176,16 +176,18 @@ class ImageScore:
 def make_score(config: Config, generator: Generator, encoder: Encoder | None) -> ImageScore:
     """The score of a config: f = 100 - 50 L, and one measure for each of `config.measures`.
 
-    L = L_p + w (max(||latent||, r) - r)^2 + v (1 - u) + t e: the prompt loss, what keeps latents
-    near a ball, what drives images away from good ones seen lately (all Chang et al. 2024), and
-    what keeps images typical of the generator. The ball's radius r is a multiple of the mean norm
-    of 10,000 random latents. Without prompts there is no L_p, and no encoder.
+    L = L_p + w (max(||latent||, r) - r)^2 + v (1 - u) + t e: the prompt loss, a penalty for latents
+    outside of a ball, a penalty for similarity to recent good images (all Chang et al. 2024), and a
+    penalty for images that are not typical of the generator. The ball's radius r is a multiple of
+    the mean norm of 10,000 random latents. Without prompts there is no L_p, and no encoder.
 
-    The reference renders and crops again for the objective and for each measure; here all of them
-    see one image and one crop: cheaper, and less noisy. Functions of the image read it whole.
+    The reference renders and crops again for the objective and for each measure. Here all of them
+    use one image and one crop, which is cheaper and less noisy. Functions of the image read the
+    whole image.
 
     Raises:
-        ConfigError: a measure's function does not exist or does not give one number an image.
+        ConfigError: a measure's function does not exist or does not return one number for each
+            image.
     """
     functions = [
         image_measures.load(measure, generator.image_size) if measure.function else None
@@ -231,33 +233,3 @@ def make_score(config: Config, generator: Generator, encoder: Encoder | None) ->
         return SeenImages(embeddings, count=jnp.zeros((), jnp.int32))
 
     return ImageScore(score_rows, len(functions), config.search.chunk_size, init_memory)
-
-
-def in_chunks(function: Callable[..., Any], chunk_size: int) -> Callable[..., Any]:
-    """Maps `function`, batched over the first axis of all arrays, over at most `chunk_size` rows.
-
-    It is compiled for one size only: chunks are as equal as can be, and the last row is repeated
-    where they do not divide the batch.
-    """
-
-    def chunked(*arrays: Array) -> Any:
-        count = len(arrays[0])
-        chunks = -(-count // chunk_size)
-        if chunks <= 1:
-            return function(*arrays)
-        size = -(-count // chunks)
-        rows = jnp.minimum(jnp.arange(size * chunks), count - 1)
-
-        def split(array: Array) -> Array:
-            # Row i goes to chunk i % chunks, so that each chunk of a batch that is sharded over
-            # devices lies on all of them; a gather, where not needed, would undo the sharding.
-            padded = array if count == size * chunks else array[rows]
-            return padded.reshape(size, chunks, *array.shape[1:]).swapaxes(0, 1)
-
-        def join(array: Array) -> Array:
-            return array.swapaxes(0, 1).reshape(size * chunks, *array.shape[2:])[:count]
-
-        results = jax.lax.map(lambda chunk: function(*chunk), tuple(map(split, arrays)))
-        return jax.tree.map(join, results)
-
-    return chunked

@@ -1,7 +1,7 @@
 """The search: quality diversity as three pure functions, `init`, `step`, `run`.
 
-Everything static stands in a `Search`, everything that changes in a `SearchState`, and weights come
-in as `params`: the functions can be called inside anybody's `jit`, `scan` or training loop.
+A `Search` holds what is static, a `SearchState` what changes, and `params` the weights. The
+functions can be called inside any `jit`, `scan` or training loop.
 
     search = make_search(SearchConfig(algorithm="cma_mae"), archive, score)
     state = init(search, params, key, latents)
@@ -34,20 +34,20 @@ from qdgs_jax.typing import Array, Key, Latents, Params
 
 
 def no_memory(params: Params) -> Memory:
-    """The memory of a score that has none."""
+    """The memory of a stateless score."""
     return ()
 
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched and how.
+    """The static parts of a search.
 
     Attributes:
         score: (params, key, latents [N, D], memory) -> (Scores, memory); see `qdgs_jax.jacobian`.
-        score_with_jacobian: the same with the Jacobian in its scores; None will do for emitters
-            that follow no gradients.
-        archive: the emitters' own; where it is annealed, an elitist one of the same
-            cells is kept with it as the result.
+        score_with_jacobian: the same with the Jacobian in its scores; may be None for emitters
+            that use no gradients.
+        archive: the emitters' archive. If it is annealed, an elitist archive of the same cells is
+            kept too, as the result.
         emitter: the bank of emitters.
         init_memory: params -> the memory of the first call.
     """
@@ -60,7 +60,7 @@ class Search:
 
     def __post_init__(self) -> None:
         if isinstance(self.emitter, GradientEmitter) and self.score_with_jacobian is None:
-            raise ValueError("the emitter follows gradients: give score_with_jacobian")
+            raise ValueError("the emitter uses gradients: give score_with_jacobian")
 
     @property
     def annealed(self) -> bool:
@@ -79,24 +79,24 @@ class Search:
 
 
 class SearchState(struct.PyTreeNode):
-    """All that evolves; `jax.tree` friendly, donated between generations."""
+    """The state of a search; a pytree, donated between generations."""
 
     key: Key  # the run's key; a generation's is fold_in(key, generation)
     generation: Array  # [] int32
     elites: ArchiveState  # elitist: the result
-    annealed: ArchiveState | None  # the emitters' archive, where it is not the elites
+    annealed: ArchiveState | None  # the emitters' archive, if it is not `elites`
     emitter: emitters.State
-    memory: Memory  # the score's, () where it has none
-    non_finite: Array  # [] int32, latents whose score was NaN or infinite and was left out
+    memory: Memory  # the score's, () if it is stateless
+    non_finite: Array  # [] int32, latents left out because a score was NaN or infinite
 
     @property
     def emitter_archive(self) -> ArchiveState:
-        """The archive by which the emitters update."""
+        """The archive that the emitters update by."""
         return self.elites if self.annealed is None else self.annealed
 
 
 class Metrics(struct.PyTreeNode):
-    """Figures of a state; scalars."""
+    """Metrics of a state; scalars."""
 
     qd_score: Array  # sum of the elites' objectives, negative ones counted as 0
     coverage: Array  # share of cells with an elite, in [0, 1]
@@ -117,9 +117,9 @@ def make_search(
     """The search that `config.algorithm` names, over the cells of `archive`.
 
     Args:
-        archive: lends its cells; how they anneal is the algorithm's choice.
-        score_with_jacobian: for `cma_mega`, `cma_maega` and `omg_mega` alone.
-        init_memory: params -> the memory of the first call; for scores with a memory alone.
+        archive: only its cells are used; the algorithm determines how they anneal.
+        score_with_jacobian: only for `cma_mega`, `cma_maega` and `omg_mega`.
+        init_memory: params -> the memory of the first call; only for stateful scores.
 
     Raises:
         ConfigError: options that do not go together, or a Jacobian is needed and missing.
@@ -150,7 +150,7 @@ def make_search(
         score_with_jacobian = None
     elif score_with_jacobian is None:
         raise ConfigError(
-            f"search.algorithm '{config.algorithm}' follows gradients: "
+            f"search.algorithm '{config.algorithm}' uses gradients: "
             "give make_search a score_with_jacobian."
         )
     return Search(score, score_with_jacobian, archive, emitter, init_memory)
@@ -180,7 +180,7 @@ def _strategy(config: SearchConfig) -> Strategy:
 
 
 def _rules(config: SearchConfig, archive: Archive) -> Rules:
-    """The algorithm's own rules but for what `config` sets."""
+    """The algorithm's own rules, except for those that `config` sets."""
     default = _DEFAULT_RULES[config.algorithm]
     ranker = default.ranker if config.ranker == "auto" else config.ranker
     span = tuple(high - low for low, high in zip(archive.lower, archive.upper, strict=True))
@@ -201,7 +201,7 @@ def init(search: Search, params: Params, key: Key, latents: Latents) -> SearchSt
     if len(latents) < search.emitter.emitters:
         raise ValueError(
             f"{len(latents)} latents are too few to start {search.emitter.emitters} emitters from: "
-            "give at least one an emitter"
+            "give at least one for each emitter"
         )
     scoring_key, emitter_key, run_key = jax.random.split(key, 3)
     memory = search.init_memory(params)
@@ -248,10 +248,10 @@ def step(search: Search, params: Params, state: SearchState) -> SearchState:
 def add(
     search: Search, state: SearchState, latents: Latents, scores: Scores
 ) -> tuple[SearchState, Insertion]:
-    """Adds scored latents to the archives; the insertion is that of the annealed one, if any."""
+    """Adds scored latents to the archives; returns the insertion into the emitters' archive."""
     objective, measures = scores.objective, scores.measures
     annealed, kept = state.annealed, objective
-    if annealed is not None:  # what no cell of it would take is no elite either
+    if annealed is not None:  # elites have to exceed threshold_min too
         kept = jnp.where(objective > search.archive.threshold_min, objective, -jnp.inf)
     elites, insertion = archives.add(search.elitist, state.elites, latents, kept, measures)
     if annealed is not None:
@@ -263,10 +263,10 @@ def add(
 def _checked(
     search: Search, scored: tuple[Scores, Memory], latents: Latents
 ) -> tuple[Scores, Memory]:
-    """What a score returned, if it fits latents [N, D] and the archive's M measures.
+    """The results of a score, if they fit latents [N, D] and the archive's M measures.
 
     Raises:
-        ValueError: in one sentence, instead of a failure somewhere in the archive.
+        ValueError: they do not fit; without this check, the archive would fail less clearly.
     """
     if not (isinstance(scored, tuple) and len(scored) == 2 and isinstance(scored[0], Scores)):
         raise ValueError("a score returns (Scores, memory), with () for no memory")
@@ -276,7 +276,7 @@ def _checked(
         values = getattr(scored[0], name)
         if values is not None and jnp.shape(values) != shape:
             raise ValueError(
-                f"the score's {name} has the shape {jnp.shape(values)}, where {N} latents of "
+                f"the score's {name} has the shape {jnp.shape(values)}, but {N} latents of "
                 f"{D} numbers and an archive of {M} measures need {shape}"
             )
     return scored
@@ -285,7 +285,7 @@ def _checked(
 def run(
     search: Search, params: Params, state: SearchState, generations: int
 ) -> tuple[SearchState, Metrics]:
-    """`generations` steps in one `lax.scan`, and the figures at their end.
+    """Runs `generations` steps in one `lax.scan`; returns the state and the metrics after them.
 
     Jit it with `search` and `generations` static and the state donated; see the module's docstring.
     """
@@ -296,7 +296,7 @@ def run(
 
 
 def metrics(state: SearchState) -> Metrics:
-    """Figures of the elites."""
+    """Metrics of the elites."""
     elites = state.elites
     total = jnp.where(elites.occupied, elites.objective, 0).sum()
     return Metrics(

@@ -1,9 +1,9 @@
-"""How typical an image is of its generator: quality where no prompt describes it.
+"""How typical an image is of its generator: quality without prompts.
 
-A generator shows far more than it does at random: a search finds directions of latents, as probable
-as any other, that lead to textures and glare. What random images look like tells them apart. As the
-Frechet distance does for sets (Heusel et al. 2017), a normal distribution stands for them, here of
-small pictures rather than of a network's features.
+A generator can render images that it never renders at random. A search finds directions of latents,
+as probable as any other, that lead to textures and glare. The distance to random images detects
+them. As in the Frechet distance of sets (Heusel et al. 2017), a normal distribution describes the
+random images, here of their small versions instead of a network's features.
 """
 
 import jax
@@ -12,31 +12,30 @@ import numpy as np
 import threadpoolctl  # type: ignore[import-untyped]
 from flax import struct
 
+from qdgs_jax.chunks import in_chunks
 from qdgs_jax.generators import Generator
 from qdgs_jax.typing import Array, Images, Params
 
 SAMPLES = 2048
 SIDE = 16
-"""Pixels of the small pictures, a side."""
+"""Side of the small images, in pixels."""
 RIDGE = 1e-3
-"""Part of the mean variance that is added to each, for directions in which images never differ."""
+"""Share of the mean variance that is added to each variance, since some variances are zero."""
 
 
 class Typical(struct.PyTreeNode):
-    """The normal distribution of a generator's random images, made small; F = 3 SIDE^2."""
+    """The normal distribution of small versions of a generator's random images; F = 3 SIDE^2."""
 
     mean: Array  # [F]
     whitening: Array  # [F, F], (image - mean) @ whitening has unit covariance
 
 
 def fit(generator: Generator, params: Params) -> Typical:
-    """What 2,048 random images of a generator are like."""
+    """Fits the distribution of 2,048 random images of a generator."""
 
     @jax.jit
     def render(params: Params, latents: Array) -> Array:
-        return jax.lax.map(
-            lambda latent: _small(generator.render(params, latent[None]))[0], latents, batch_size=64
-        )
+        return in_chunks(lambda some: _small(generator.render(params, some)), 64)(latents)
 
     small = np.asarray(render(params, generator.sample(jax.random.key(0), SAMPLES)), np.float64)
     with threadpoolctl.threadpool_limits(1, user_api="blas"):  # same sums on any core count
@@ -49,17 +48,17 @@ def fit(generator: Generator, params: Params) -> Typical:
 
 
 def excess(typical: Typical, images: Images) -> Array:
-    """By how much images are further from the mean than random ones are [N], at least 0.
+    """Excess squared Mahalanobis distance of images to the generator's mean image, [N].
 
-    It compares squared Mahalanobis distances, a random image's being 1 on average: 0 for all that
-    is as near as that, 1 for twice the squared distance.
+    The squared distance relative to a random image's, which is 1 on average, minus 1 and clipped at
+    0: an image at twice the squared distance of random images has 1.
     """
     whitened = jnp.matmul(_small(images) - typical.mean, typical.whitening, precision="highest")
     return jnp.maximum(jnp.mean(whitened**2, axis=-1) - 1, 0)
 
 
 def _small(images: Images) -> Array:
-    """Small pictures as rows [N, F]."""
+    """Small images as rows [N, F]."""
     shape = (len(images), SIDE, SIDE, 3)
     small = jax.image.resize(images, shape, "linear", precision=jax.lax.Precision.HIGHEST)
     return small.reshape(len(images), -1)

@@ -23,8 +23,8 @@ def programs_on_disk(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_of_its_own() -> Iterator[None]:
-    """Drops what a module compiled: XLA maps memory for each program, and a process may map 65,530
-    times at most on Linux; beyond that the compiler crashes."""
+    """Drops a module's compiled programs: XLA maps memory for each of them, and on Linux a process
+    may have at most 65,530 mappings; beyond that the compiler crashes."""
     yield
     jax.clear_caches()
 

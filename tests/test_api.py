@@ -1,4 +1,4 @@
-"""The front door: public names, their conventions, and what importing them does not do."""
+"""Public names, their conventions, and imports without side effects."""
 
 import ast
 import builtins

@@ -1,4 +1,4 @@
-"""The contract of every archive, and the batch rules against pyribs in float64."""
+"""The contract of every archive, and the batch rules compared with pyribs in float64."""
 
 import math
 
@@ -39,7 +39,7 @@ def archive(request: pytest.FixtureRequest, rule: dict[str, float]) -> Archive:
 def batch(seed: int, n: int, spread: float = 1.5, levels: int = 0):
     """Random latents, objectives and measures, many of which are beyond the grid.
 
-    With `levels`, objectives and measures take few values: ties, and crowds in one cell.
+    With `levels`, objectives and measures have few values: ties, and many solutions in one cell.
     """
     rng = np.random.default_rng(seed)
     objective, measures = rng.normal(size=n), spread * rng.normal(size=(n, 2))
@@ -202,9 +202,9 @@ def test_sampling_is_uniform_over_elites(archive: Archive) -> None:
 
 
 def test_impossible_archives_are_refused() -> None:
-    with pytest.raises(ValueError, match="one entry a measure"):
+    with pytest.raises(ValueError, match="one entry for each measure"):
         GridArchive(cells=(4,), lower=(0.0, 0.0), upper=(1.0,))
-    with pytest.raises(ValueError, match="one entry a measure"):
+    with pytest.raises(ValueError, match="one entry for each measure"):
         CVTArchive(centroids=((0.0, 0.0),), lower=(0.0,), upper=(1.0,))
     with pytest.raises(ValueError, match="finite threshold_min"):
         GridArchive(cells=(4,), lower=(0.0,), upper=(1.0,), learning_rate=0.5)
@@ -235,7 +235,7 @@ def test_cvt_centroids_share_the_box_evenly() -> None:
 
 
 def test_insertion_touches_no_array_of_all_cells() -> None:
-    """Only the scatters see K cells: the cost of a batch does not grow with the archive."""
+    """Only the scatters read K cells: the cost of a batch does not grow with the archive."""
     archive = GridArchive(cells=(1000, 1000), lower=(0.0, 0.0), upper=(1.0, 1.0))
     state = archives.init(archive, 1)
     data = (jnp.zeros((8, 1)), jnp.zeros(8), jnp.zeros((8, 2)))

@@ -1,4 +1,4 @@
-"""The command line on the built-in models: the whole loop, and what users are told."""
+"""The command line on the built-in models: the whole loop, and messages to users."""
 
 import csv
 import dataclasses
@@ -61,6 +61,15 @@ def test_sample_and_export(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         with Image.open(out / record["file_name"]) as image:
             assert image.size == (128, 128)
 
+    options = ["--count", "12", "--no-repeat", "--test-share", "0.25"]
+    assert run_command(["export", str(run), str(tmp_path / "split"), *options]) == 0
+    balance = json.loads(capsys.readouterr().out)
+    assert all(bin["got"] == bin["distinct"] for bin in balance["bins"])
+    tables = [tmp_path / "split" / part / "metadata.jsonl" for part in ("train", "test")]
+    sizes = [len(table.read_text().splitlines()) for table in tables]
+    assert sizes[1] == sum(bin["test"] for bin in balance["bins"]) > 0
+    assert sum(sizes) == balance["got"]
+
 
 def test_baseline_has_the_layout_of_an_export(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -68,6 +77,8 @@ def test_baseline_has_the_layout_of_an_export(
     out = tmp_path / "random"
     assert run_command(["baseline", CONFIG, str(out), "--count", "20", *SMALL]) == 0
     assert json.loads(capsys.readouterr().out)["got"] == 20
+    assert run_command(["baseline", CONFIG, str(tmp_path / "none"), "--count", "0", *SMALL]) == 2
+    assert "ask for 1 or more" in told(capsys)
     assert {"metadata.jsonl", "manifest.json", "balance.json", "README.md"} <= {
         path.name for path in out.iterdir()
     }
@@ -78,6 +89,7 @@ def generations_of(run: Path) -> list[str]:
         return [row["generation"] for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_bit_for_bit(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-c", "from qdgs_jax.cli import main; main()"]
@@ -104,7 +116,7 @@ def test_a_notice_is_shown_until_it_is_acknowledged(
     arguments = [*command, FACES, *(["out"] if command == ["baseline"] else [])]
     assert run_command(arguments) == 2
     assert "Images of faces" in (message := told(capsys))
-    assert message.endswith("Go on with --acknowledge-notice.\n")
+    assert message.endswith("Continue with --acknowledge-notice.\n")
     assert run_command([*arguments, "--acknowledge-notice"]) == 2
     assert "no generator 'ffhq256.pkl'" in told(capsys)
 
@@ -213,7 +225,7 @@ def test_archive_columns_are_finite(run: Path) -> None:
 
 
 def test_every_option_without_a_value_is_known() -> None:
-    """A flag that is not listed would take the config file behind it for its value."""
+    """A flag that is not listed would take the config file after it as its value."""
 
     def flags(kind: Any) -> set[str]:
         found = set()

@@ -1,4 +1,4 @@
-"""Configs: what is written is read back, and what is wrong is told in one sentence."""
+"""Configs: written ones are read back, and errors are one sentence."""
 
 import dataclasses
 from pathlib import Path
@@ -27,7 +27,7 @@ def test_shipped_configs_load(path: Path) -> None:
 
 def test_saved_config_is_read_back(tmp_path: Path) -> None:
     config = load_config(CONFIGS / "shapes.toml")
-    assert config.export.bins  # infinities and tables inside tables survive, too
+    assert config.export.bins  # infinities and nested tables are read back too
     save_config(tmp_path / "config.toml", config)
     assert load_config(tmp_path / "config.toml") == config
     assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]

@@ -1,4 +1,4 @@
-"""Encoders from folders: weights, tokenizers, and clear words about what is missing."""
+"""Encoders from folders: weights, tokenizers, and clear errors if files are missing."""
 
 import json
 import os
@@ -157,7 +157,7 @@ def test_a_damaged_tokenizer_is_told(folder, tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     encoder, _ = encoders.load(str(tmp_path))
     with pytest.raises(
-        CheckpointError, match=r"tokenizer\.json cannot be read, it is no JSON: fetch"
+        CheckpointError, match=r"tokenizer\.json cannot be read, it is not JSON: fetch"
     ):
         encoder.tokenize(["red"])
 

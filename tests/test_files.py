@@ -1,4 +1,4 @@
-"""Files appear whole, and have fingerprints."""
+"""Files are written whole or not at all, and have checksums."""
 
 import hashlib
 import os

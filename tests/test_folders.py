@@ -1,4 +1,4 @@
-"""Folders: whose they are, and the errors of those that cannot be written."""
+"""Folders of results: which may be written, and the errors of those that may not."""
 
 import errno
 import os

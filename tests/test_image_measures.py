@@ -44,7 +44,7 @@ def test_a_measure_can_be_imported(module):
         ("my_measures:rednes", "did you mean 'redness'"),
         ("no_such_package:f", "No module named 'no_such_package'"),
         (":f", "cannot be imported"),
-        ("my_measures:flat", r"gives the shape \(\)"),
+        ("my_measures:flat", r"returns the shape \(\)"),
     ],
 )
 def test_a_wrong_function_is_a_config_error(function, message):
@@ -100,6 +100,7 @@ def test_skin_tone_has_no_slope_where_it_is_undefined(monkeypatch):
     assert np.isfinite(jax.grad(lambda x: image_measures.skin_tone(x).sum())(pole)).all()
 
 
+@pytest.mark.slow
 def test_skin_tone_follows_its_gradient():
     image = face(SKINS[2])
     ascent = jax.grad(lambda x: image_measures.skin_tone(x).sum())(image)

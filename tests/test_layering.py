@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "qdgs_jax"
 ORDER = [
-    "typing", "errors", "files", "schema", "config", "folders", "provenance", "models",
+    "typing", "errors", "files", "schema", "config", "folders", "provenance", "chunks", "models",
     "generators", "encoders", "prompts", "image_measures", "typicality", "jacobian", "scoring",
     "archives", "emitters", "search", "problem", "runs", "datasets", "training", "evaluation",
     "shapes", "experiments", "named_config", "cli",

@@ -1,4 +1,4 @@
-"""A config made concrete, with the toy models."""
+"""Problems of configs, with the toy models."""
 
 import dataclasses
 import functools

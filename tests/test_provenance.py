@@ -1,4 +1,4 @@
-"""What a result was made with."""
+"""The provenance of a result."""
 
 import json
 import platform

@@ -1,6 +1,7 @@
-"""What the README and the documents show works."""
+"""Examples and links of the README and the documents work, and so does `examples/`."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ EXAMPLES = {
         re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     )
 }
-SLOW = "README.md-0"  # the demo's search
+DEMO, SEARCH = "README.md-0", "own_loop.md-0"  # the demo's config, which takes a while
+SLOW = pytest.param(SEARCH, marks=pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)
@@ -24,13 +26,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("example", [name for name in EXAMPLES if name != SLOW])
+@pytest.mark.parametrize("example", [*sorted(EXAMPLES.keys() - {DEMO, SEARCH}), SLOW])
 def test_example(example: str) -> None:
     names: dict = {}
     exec(EXAMPLES[example], names)
-    if "repertoire" in names:
-        assert names["repertoire"].state.count > 200
-    elif "state" in names:
+    if "state" in names:
         assert names["state"].elites.count > 200
     else:
         problem = names["problem"]
@@ -40,8 +40,21 @@ def test_example(example: str) -> None:
 
 
 @pytest.mark.slow
+def test_own_generator(folder: Path) -> None:
+    names = runpy.run_path(str(ROOT / "examples/own_generator.py"))
+    assert names["summary"]["elites"] > 100
+    assert len(list((folder / "dataset").glob("*/*.png"))) == names["config"].export.count
+
+
+@pytest.mark.slow
+def test_qdax_map_elites() -> None:
+    names = runpy.run_path(str(ROOT / "examples/qdax_map_elites.py"))
+    assert names["repertoire"].state.count > 5000
+
+
+@pytest.mark.slow
 def test_three_lines_make_a_dataset(folder: Path) -> None:
-    exec(EXAMPLES[SLOW], {})
+    exec(EXAMPLES[DEMO], {})
     assert len(list((folder / "dataset").glob("*/*.png"))) == 1000
 
 
@@ -53,5 +66,5 @@ def test_the_readme_is_short() -> None:
 def test_links_and_pictures_are_there(page: Path) -> None:
     targets = re.findall(r"\]\(((?!https?:)[^)#]+)\)", page.read_text())
     assert [target for target in targets if not (page.parent / target).exists()] == []
-    named = re.findall(r"(?:configs|benchmarks|docs)/[\w./]+\w", page.read_text())
+    named = re.findall(r"(?:configs|benchmarks|docs|examples)/[\w./]+\w", page.read_text())
     assert [name for name in named if not (ROOT / name).exists()] == []

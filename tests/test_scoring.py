@@ -1,4 +1,4 @@
-"""Distances, crops and scores, against formulas written out naively."""
+"""Distances, crops and scores, compared with formulas written out naively."""
 
 import dataclasses
 import math
@@ -243,6 +243,7 @@ def test_the_objective_rewards_uniqueness_and_remembers_one_image_a_call():
     np.testing.assert_allclose(change, 50 * 0.2 * (unique - 1), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_uniqueness_agrees_with_finite_differences():
     with jax.enable_x64(True):
         config = with_uniqueness(make_config())
@@ -261,6 +262,7 @@ def test_the_gradient_of_uniqueness_agrees_with_finite_differences():
             np.testing.assert_allclose(jacobian[:, 0, axis], (above - below) / 2e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_rendering_again_for_the_gradients_changes_nothing():
     plain = make_config()
     again = dataclasses.replace(plain, search=dataclasses.replace(plain.search, rematerialise=True))
@@ -329,7 +331,9 @@ def test_score_follows_the_formulas():
     np.testing.assert_allclose(measures[:, 1], brightness(images), rtol=1e-6)
 
 
-@pytest.mark.parametrize("measures", [(HUE, BRIGHTNESS), (BRIGHTNESS,)])
+@pytest.mark.parametrize(
+    "measures", [(HUE, BRIGHTNESS), pytest.param((BRIGHTNESS,), marks=pytest.mark.slow)]
+)
 def test_jacobian_agrees_with_jacrev_of_each_latent(measures):
     with jax.enable_x64(True):
         config = make_config(*measures)
@@ -368,7 +372,7 @@ def test_jacobian_agrees_with_finite_differences():
             np.testing.assert_allclose(jacobian[:, :, axis], numeric, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 4])
+@pytest.mark.parametrize("chunk_size", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_chunks_change_nothing(chunk_size):
     with jax.enable_x64(True):
         config = make_config()
@@ -379,17 +383,6 @@ def test_chunks_change_nothing(chunk_size):
             expected, _ = jax.jit(function(whole))(params, key, latents, ())
             actual, _ = jax.jit(function(chunked))(params, key, latents, ())
             jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9), actual, expected)
-
-
-def test_chunks_are_no_larger_than_asked_and_compiled_once():
-    sizes = []
-
-    def function(x):
-        sizes.append(len(x))
-        return x + 1
-
-    np.testing.assert_array_equal(scoring.in_chunks(function, 4)(jnp.arange(9)), np.arange(9) + 1)
-    assert sizes == [3]
 
 
 def test_weights_are_arguments_of_the_jitted_score():

@@ -1,4 +1,4 @@
-"""Typical images cost nothing, others what their distance says."""
+"""Typical images have no excess, others an excess by their distance."""
 
 import jax
 import jax.numpy as jnp

@@ -1,19 +1,21 @@
 """Images in class folders -> arrays, with their groups from metadata.jsonl."""
 
 import dataclasses
-import json
+import os
+import unicodedata
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from qdgs_jax.errors import ConfigError, QDGSError, did_you_mean
+from qdgs_jax.datasets import listing
+from qdgs_jax.datasets.image_files import read_image
+from qdgs_jax.datasets.listing import Entry, top
+from qdgs_jax.errors import ConfigError, did_you_mean
 
 UNLABELLED = "unlabelled"
-"""Class folder of random samples that lie in no bin."""
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+"""Class folder of random samples that no bin holds."""
 MAX_BYTES = 8 * 2**30
 
 
@@ -29,49 +31,70 @@ class LabelledImages:
         return len(self.labels)
 
     def take(self, rows: np.ndarray) -> "LabelledImages":
-        """Some of the images, in some order."""
+        """The images of these rows, in their order."""
         names = (
             tuple(values[row] for row in rows) if values else ()
             for values in (self.labels, self.groups)
         )
         return LabelledImages(self.pixels[rows], *names)
 
+    def repeated(self, count: int) -> "LabelledImages":
+        """`count` images, in their order, of which none is repeated twice before each is once.
 
-def read_folder(folder: Path, *, group: str | None = None) -> LabelledImages:
+        Repeats are spread evenly over the order, and so over the bins of a dataset.
+        """
+        return self.take(np.arange(count) * len(self) // count)
+
+
+def read_folder(folder: str | Path, *, group: str | None = None) -> LabelledImages:
     """Reads an ImageFolder; the first folder of each path is the label.
 
-    Images of the class `unlabelled`, which lie in no bin of their dataset, are left out.
+    If there is a metadata.jsonl, the images that it lists are read, else all images. Images of a
+    `qdgs` dataset that no bin holds (class `unlabelled`) are left out. A warning says how many
+    images and other files were left out. Hidden files and folders do not count.
+
+    Images are upright, 8 bits a colour and without transparency (`image_files.read_image`).
 
     Args:
         group: column of metadata.jsonl that names each image's group.
 
     Raises:
-        ConfigError: no images, none in class folders, of several sizes, or without a group.
+        ConfigError: there are no images, or they have no class folder, no group, several sizes, or
+            lie outside the folder.
         QDGSError: an image cannot be read.
     """
-    records = _records(folder, group)
-    paths = [Path(record["file_name"]) for record in records]
-    if unplaced := [path for path in paths if len(path.parts) < 2]:
+    folder = Path(folder)
+    if os.path.lexists(folder / listing.METADATA):
+        entries = listing.read_metadata(folder, group)
+    else:
+        entries = listing.find_images(folder, group)
+    if unplaced := [entry.path for entry in entries if "/" not in entry.path]:
         raise ConfigError(
             f"{folder / unplaced[0]} has no class: put the images of each class in a folder "
             "named after it."
         )
-    kept = [row for row, path in enumerate(paths) if path.parts[0] != UNLABELLED]
+    kept = [entry for entry in entries if not (entry.in_no_bin and top(entry.path) == UNLABELLED)]
+    if left_out := len(entries) - len(kept):
+        warnings.warn(
+            f"{left_out} images of {folder / UNLABELLED} lie in no bin and are left out.",
+            stacklevel=2,
+        )
     if not kept:
         raise ConfigError(f"{folder} holds no labelled images: name another folder.")
-    pixels = _read_images([folder / paths[row] for row in kept])
-    groups = tuple(str(records[row][group]) for row in kept) if group else ()
-    return LabelledImages(pixels, tuple(paths[row].parts[0] for row in kept), groups)
+    labels = tuple(top(entry.path) for entry in kept)
+    groups = _groups(folder, kept, group) if group else ()
+    _require_text(folder, {*labels, *groups})
+    return LabelledImages(_read_images([folder / entry.path for entry in kept]), labels, groups)
 
 
 def require_fit(
     read: dict[str, LabelledImages], folders: dict[str, Path], *, halvings: int
 ) -> tuple[str, ...]:
-    """Checks that folders can serve one classifier, and returns its classes.
+    """Checks that one classifier can read all folders, and returns its classes.
 
     Raises:
-        ConfigError: fewer than two classes in "train", other classes elsewhere, or sizes that
-            differ or cannot be halved so often.
+        ConfigError: "train" has fewer than two classes, another folder has other classes, or the
+            sizes of images differ or cannot be halved `halvings` times.
     """
     classes = tuple(sorted(set(read["train"].labels)))
     if len(classes) < 2:
@@ -98,34 +121,28 @@ def require_fit(
     return classes
 
 
-def _records(folder: Path, group: str | None) -> list[dict[str, Any]]:
-    """The lines of metadata.jsonl; of a folder without one, its images."""
-    metadata = folder / "metadata.jsonl"
-    if not metadata.is_file():
-        if group:
-            raise ConfigError(f"{metadata} is missing, whose column '{group}' names the groups.")
-        paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
-        return [{"file_name": path.relative_to(folder).as_posix()} for path in paths]
-    try:
-        records = [json.loads(line) for line in metadata.read_text().splitlines() if line.strip()]
-        if not all("file_name" in record for record in records):
-            raise ValueError("a line lacks it")
-    except (ValueError, TypeError) as error:
+def _groups(folder: Path, entries: Sequence[Entry], column: str) -> tuple[str, ...]:
+    empty = [entry for entry in entries if not entry.group]
+    if empty:
         raise ConfigError(
-            f"{metadata} is not a line of JSON with a `file_name` for each image ({error}): "
-            "correct it."
-        ) from None
-    for record in records:
-        if group and group not in record:
+            f"{folder / listing.METADATA} names no `{column}` for {len(empty)} of {len(entries)} "
+            f"images, such as {empty[0].path}: name it, or remove their lines."
+        )
+    return tuple(entry.group for entry in entries)
+
+
+def _require_text(folder: Path, names: set[str]) -> None:
+    """Names are printed and written: no control characters, and nothing that is not UTF-8."""
+    for name in sorted(names):
+        if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
             raise ConfigError(
-                f"{metadata} has no column '{group}'{did_you_mean(group, list(record))}: "
-                "name the column of the groups."
+                f"{folder} has a class or group {listing.shorten(ascii(name))}, which cannot be "
+                "printed: rename it."
             )
-    return records
 
 
 def _read_images(paths: Sequence[Path]) -> np.ndarray:
-    first = _read_image(paths[0])
+    first = read_image(paths[0])
     if len(paths) * first.nbytes > MAX_BYTES:
         raise ConfigError(
             f"{len(paths)} images of {_size(first.shape)} take "
@@ -134,7 +151,7 @@ def _read_images(paths: Sequence[Path]) -> np.ndarray:
         )
     pixels = np.empty((len(paths), *first.shape), np.uint8)
     for row, path in enumerate(paths):
-        image = _read_image(path)
+        image = read_image(path)
         if image.shape != first.shape:
             raise ConfigError(
                 f"Images must have one size, but {paths[0]} is {_size(first.shape)} and {path} "
@@ -142,14 +159,6 @@ def _read_images(paths: Sequence[Path]) -> np.ndarray:
             )
         pixels[row] = image
     return pixels
-
-
-def _read_image(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise QDGSError(f"The image {path} cannot be read ({error}): replace it.") from None
 
 
 def _size(shape: Sequence[int]) -> str:

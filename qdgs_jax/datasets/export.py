@@ -1,7 +1,7 @@
 """Archive -> evenly drawn elites -> images, labels and provenance on disk.
 
-Which latent each image shows is decided first, which is cheap; rendering then streams over it in
-chunks, so that memory does not grow with the images.
+The latent of each image is chosen first, which is cheap. Rendering then works in chunks, so that
+memory does not grow with the number of images.
 """
 
 import dataclasses
@@ -18,15 +18,18 @@ from qdgs_jax import files, generators, provenance
 from qdgs_jax.config import BinConfig, Config
 from qdgs_jax.datasets import image_folder
 from qdgs_jax.datasets.balance import BALANCE, Balance, count_balance, read_balance
-from qdgs_jax.datasets.bins import assign_bins, bins_of, draw_evenly, shares
+from qdgs_jax.datasets.bins import assign_bins, bins_of, choose_test, draw_evenly, shares
 from qdgs_jax.datasets.card import card
 from qdgs_jax.datasets.image_folder import ImageTable
 from qdgs_jax.datasets.plan import make_header, make_table
 from qdgs_jax.errors import ConfigError, QDGSError
 from qdgs_jax.generators import Generator
 from qdgs_jax.problem import load_problem
-from qdgs_jax.runs.results import Run, load_run
+from qdgs_jax.runs.results import Elites, Run, load_run
 from qdgs_jax.typing import Latents, Params
+
+MAX_IMAGES = 10_000_000
+"""The plan of so many takes about 1 GiB."""
 
 
 def export(
@@ -36,13 +39,15 @@ def export(
     count: int | None = None,
     min_objective: float | None = None,
     seed: int = 0,
+    no_repeat: bool = False,
+    test_share: float | None = None,
     generator: tuple[Generator, Params] | None = None,
 ) -> Balance:
     """Renders elites of a run, evenly over its bins, as an ImageFolder with provenance.
 
-    Each bin gets its equal share of `count`, whether or not others are empty. Within a bin no elite
-    is drawn twice before each was drawn once. An elite in several bins belongs to the first.
-    The same arguments give the same bytes; a call continues what an interrupted one began.
+    Each bin gets its equal share of `count`, whether or not others are empty. Every elite of a bin
+    is drawn once before any is drawn twice. An elite in several bins belongs to the first.
+    The same arguments give the same bytes; a call resumes an interrupted one.
 
     Args:
         run: folder of a run.
@@ -50,10 +55,15 @@ def export(
         count: images; the run's `export.count` by default.
         min_objective: elites below it are left out; the run's `export.min_objective` by default.
         seed: of the draw.
-        generator: that of the run with its weights, where the config does not name it.
+        no_repeat: export no elite twice; a bin with too few elites gets fewer images.
+        test_share: share of the images in a folder `test`, in (0, 1), the others in `train`; None:
+            one folder. Copies of an elite stay together, and each bin is divided alike, as far as
+            its elites allow.
+        generator: the run's generator, with its weights, if the config does not name one.
 
     Raises:
-        ConfigError: a bin cannot be a class folder, or `count` or `seed` is too small.
+        ConfigError: a bin cannot be a class folder, `count`, `seed` or `test_share` is impossible,
+            or the images are too few to be split.
         QDGSError: no run in `run`, no elite in any bin, other files in `out`, or no space.
     """
     run, out = Path(run), Path(out)
@@ -64,6 +74,8 @@ def export(
     bins = bins_of(config)
     _require_numbers(count, seed)
     bin, below = _assign_elites(run, loaded, bins, floor)
+    rows = draw_evenly(bin, len(bins), count, seed, repeat=not no_repeat)
+    part = None if test_share is None else _split(rows, bin[rows], test_share, seed)
     source, params = _load_generator(run, loaded, generator)
     header = make_header(
         config,
@@ -73,21 +85,14 @@ def export(
         seed=seed,
         min_objective=floor,
         archive_sha256=files.sha256(run / "archive.safetensors"),
+        **({"no_repeat": True} if no_repeat else {}),
+        **({"test_share": test_share} if test_share is not None else {}),
     )
     if image_folder.claim(out, header):
         return read_balance(out)
 
-    rows = draw_evenly(bin, len(bins), count, seed)
-    table = make_table(
-        config,
-        header,
-        bins,
-        bin=bin[rows],
-        latent_row=rows,
-        cell=elites.index[rows],
-        objective=elites.objective[rows],
-        measures=elites.measures[rows],
-    )
+    columns = _columns(elites, rows)
+    table = make_table(config, header, bins, bin=bin[rows], part=part, **columns)
     size = config.search.chunk_size
 
     def latents(start: int) -> np.ndarray:
@@ -100,10 +105,10 @@ def export(
 def baseline(
     config: Config, out: str | Path, *, count: int, seed: int = 0, nearest_bin: bool = False
 ) -> Balance:
-    """Renders plain random latents as `export` renders elites: the same layout, nothing steered.
+    """Renders plain random latents into the layout of `export`, without balancing them.
 
     Each image is scored as the search scores; its label is that of the first bin that holds it, or
-    `unlabelled`. A call continues what an interrupted one began, but scores everything again.
+    `unlabelled`. A call resumes an interrupted one, but scores all images again.
 
     Args:
         config: of the search to compare with.
@@ -167,17 +172,26 @@ def baseline(
 def _assign_elites(
     path: Path, run: Run, bins: Sequence[BinConfig], floor: float
 ) -> tuple[np.ndarray, int]:
-    """Bin of each elite, [n], -1 for none; and how many have an objective below the floor."""
+    """Bin of each elite, [n], -1 for none, and the number of elites below the floor."""
     bin = assign_bins(run.config, bins, run.elites.measures)
     below = run.elites.objective < floor
     bin[below] = -1
     if (bin < 0).all():
         raise QDGSError(
-            f"None of the {len(bin)} elites of {path} can be exported, {below.sum()} for an "
+            f"None of the {len(bin)} elites of {path} can be exported, {below.sum()} because of an "
             f"objective below {floor:g} and the others because no bin holds them: lower "
             "`min_objective`, widen the bins, or search longer."
         )
     return bin, int(below.sum())
+
+
+def _columns(elites: Elites, rows: np.ndarray) -> dict[str, np.ndarray]:
+    return {
+        "latent_row": rows,
+        "cell": elites.index[rows],
+        "objective": elites.objective[rows],
+        "measures": elites.measures[rows],
+    }
 
 
 def _load_generator(
@@ -187,23 +201,39 @@ def _load_generator(
     generator = generators.identified(generator, params)
     if generator.sha256 != run.summary["generator"]["sha256"]:
         raise QDGSError(
-            f"The generator {generator.name} has other weights than the run {path} searched: "
-            "bring those back, or search again."
+            f"The generator {generator.name} has other weights than those that the run {path} "
+            "searched: restore them, or search again."
         )
     return generator, params
+
+
+def _split(rows: np.ndarray, bin: np.ndarray, share: float, seed: int) -> np.ndarray:
+    if not 0 < share < 1:
+        raise ConfigError(f"A test share of {share:g} is impossible: choose one between 0 and 1.")
+    test = choose_test(rows, bin, share, seed)
+    if not 0 < test.sum() < len(rows):
+        raise ConfigError(
+            f"{len(rows)} images of {len(np.unique(rows))} elites are too few for a test share of "
+            f"{share:g}: raise `count`, choose another share, or search longer."
+        )
+    return test.astype(int)
 
 
 def _require_numbers(count: int, seed: int) -> None:
     if count < 1:
         raise ConfigError(f"A dataset of {count} images is impossible: ask for 1 or more.")
+    if count > MAX_IMAGES:
+        raise ConfigError(f"{count} images are more than {MAX_IMAGES:,}: ask for fewer.")
     if seed < 0:
         raise ConfigError(f"The seed {seed} is negative: choose 0 or more.")
+    if seed >= 2**32:
+        raise ConfigError(f"The seed {seed} is too large: choose one below 2^32.")
 
 
 def _renderer(
     generator: Generator, params: Params, latents: Callable[[int], Latents | np.ndarray]
 ) -> Callable[[int], np.ndarray]:
-    """start -> the chunk of uint8 images that begins there; compiled once."""
+    """Position -> the chunk of uint8 images that begins there; compiled once."""
 
     @jax.jit
     def pixels(params: Params, latents: Latents) -> jax.Array:
@@ -225,7 +255,7 @@ def _write(
     del counts["written"]
     texts = {
         BALANCE: json.dumps(counts, indent=1) + "\n",
-        "README.md": card(header, counts),
+        "README.md": card(header, counts, table),
     }
     written = image_folder.write(out, header, table, render, chunk_size=chunk_size, texts=texts)
     return dataclasses.replace(balance, written=written)

@@ -4,14 +4,18 @@
     metadata.jsonl      one record an image, column `file_name`
     manifest.json       how the images were made, and the SHA-256 of each file; written last
 
+A dataset that is split has the class folders and a metadata.jsonl in `train` and in `test`.
+
 An unfinished folder has `manifest.json.part` instead, and the same call continues it. No file holds
 a date: the same call gives the same bytes.
 """
 
+import contextlib
 import io
 import json
 import math
 import os
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,24 +28,26 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from qdgs_jax import files, folders
+from qdgs_jax.datasets import manifest
+from qdgs_jax.datasets.manifest import MANIFEST, PARTIAL_MANIFEST
 from qdgs_jax.errors import QDGSError
 
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
-"""IPTC's word for an image that a trained model made."""
-MANIFEST = "manifest.json"
-PARTIAL_MANIFEST = "manifest.json.part"
-FILES = ' "files": [\n'  # the manifest's last key, one line a file, so that it can be streamed
-FLAT = 10_000  # images from which on class folders are divided
+"""IPTC's term for an image that a trained model made."""
+METADATA = "metadata.jsonl"
+PARTS = ("train", "test")
+"""Folders of a dataset that is split."""
+FLAT = 10_000  # datasets of so many images or more divide their class folders
 SHARD = 1_000  # ids in each part
 AGAIN = "run the same command again, which continues where this one stopped"
 
 
 @dataclass(frozen=True)
 class ImageTable:
-    """What each image shows, one row an image: all that grows with the number of images."""
+    """One row for each image: the only part of a plan that grows with the number of images."""
 
     labels: tuple[str, ...]
-    """Class folders, sorted, so that their positions are the classes that readers count."""
+    """Class folders, sorted as readers sort them, so that a position is a class number."""
     label: np.ndarray  # [N] int, position in `labels`
     bins: tuple[str, ...]
     bin: np.ndarray  # [N] int, position in `bins`, -1 for none
@@ -51,13 +57,27 @@ class ImageTable:
     measure_names: tuple[str, ...]
     measures: np.ndarray  # [N, M]
     constants: dict[str, Any]
-    """What each record says alike."""
+    """Columns with one value for all records."""
+    part: np.ndarray | None = None  # [N] int, position in PARTS; None without a split
 
     def __len__(self) -> int:
         return len(self.label)
 
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """The folders with class folders and a metadata.jsonl; each ends in "/", or is empty."""
+        return ("",) if self.part is None else tuple(f"{part}/" for part in PARTS)
+
+    def root(self, id: int) -> int:
+        """Position in `roots` of an image's folder."""
+        return 0 if self.part is None else int(self.part[id])
+
+    def path(self, id: int) -> str:
+        """Path of an image within the dataset."""
+        return self.roots[self.root(id)] + self.file_name(id)
+
     def file_name(self, id: int) -> str:
-        """Path of an image within the folder."""
+        """Path of an image beside its metadata.jsonl."""
         shard = f"{id // SHARD:04d}/" if len(self) >= FLAT else ""
         return f"{self.labels[self.label[id]]}/{shard}{id:0{max(6, len(str(len(self) - 1)))}d}.png"
 
@@ -83,8 +103,8 @@ def claim(out: Path, header: dict[str, Any]) -> bool:
     """Makes `out` the folder of the dataset that `header` describes, a dict of plain JSON values.
 
     Returns:
-        Whether the dataset is there already, each file as its manifest says. Files that are not
-        are removed, and the folder is unfinished again.
+        Whether the dataset is complete, with each file as in its manifest. If not, the folder is
+        unfinished; a manifest's list of files then says to `write` which images are whole.
 
     Raises:
         ConfigError: `out` holds anything else.
@@ -92,22 +112,18 @@ def claim(out: Path, header: dict[str, Any]) -> bool:
     """
     with folders.interruptions_explained(out, again=AGAIN):
         known = folders.claim(out, MANIFEST, PARTIAL_MANIFEST, holds="a dataset")
-        manifest, partial = out / MANIFEST, out / PARTIAL_MANIFEST
+        whole, partial = out / MANIFEST, out / PARTIAL_MANIFEST
         if not known:
             out.mkdir(parents=True, exist_ok=True)
-            files.write(partial, _header_text(header))
+            files.write(partial, manifest.header_text(header))
             return False
-        _require_same(out, _read_header(known), header)
+        _require_same(out, manifest.read_header(known), header)
         if known == partial:
             return False
-        damaged = [entry["file_name"] for entry in _entries(manifest) if not _intact(out, entry)]
-        if not damaged:
+        if all(manifest.is_intact(out, entry) for entry in manifest.entries(whole) or [{}]):
             partial.unlink(missing_ok=True)  # of a call that ended between its last two steps
             return True
-        files.write(partial, _header_text(header))
-        manifest.unlink()
-        for name in damaged:
-            (out / name).unlink(missing_ok=True)
+        os.replace(whole, partial)
         return False
 
 
@@ -120,34 +136,36 @@ def write(
     chunk_size: int,
     texts: dict[str, str],
 ) -> int:
-    """Writes what is missing in a claimed folder, and the manifest last.
+    """Writes the missing files of a claimed folder, and the manifest last.
 
     Args:
-        header: what stands in the manifest beside the list of files; plain JSON values.
+        header: the manifest without its list of files; plain JSON values.
         pixels: id of a chunk's first image -> at least the chunk's images, uint8 [n, H, W, 3].
         chunk_size: images in memory at once.
-        texts: further files by name. The README.md is for people to edit: an existing one stays,
-            and the manifest does not list it.
+        texts: further files by name. People may edit the README.md: an existing one stays, and the
+            manifest does not list it.
 
     Returns:
-        How many images were written; the others were there.
+        How many images were written; the others existed already.
 
     Raises:
-        QDGSError: no space left, or files that cannot be written. What was written stays.
+        QDGSError: no space left, or files that cannot be written. Files already written stay.
     """
     mark = _marks(str(header["made_by"]), str(table.constants["generator"]))
     written = 0
     with folders.interruptions_explained(out, again=AGAIN):
-        for label in table.labels:  # an empty class keeps its place among the classes
-            (out / label).mkdir(exist_ok=True)
+        for root in table.roots:
+            for label in table.labels:  # an empty class keeps its place among the classes
+                _make_folder(out, root + label)
+        recorded = manifest.entries(out / PARTIAL_MANIFEST)
         with tqdm(total=len(table), unit="image", desc=str(out), disable=None) as progress:
             for start in range(0, len(table), chunk_size):
                 ids = range(start, min(start + chunk_size, len(table)))
-                missing = [id for id in ids if not _is_whole_png(out / table.file_name(id))]
+                missing = [id for id in ids if not _is_whole(out, table.path(id), recorded)]
                 if missing:
                     images = pixels(start)
                     for id in missing:
-                        _save_png(out / table.file_name(id), images[id - start], mark)
+                        _save_png(out, table.path(id), images[id - start], mark)
                     written += len(missing)
                 progress.update(len(ids))
         _finish(out, header, table, texts)
@@ -159,71 +177,30 @@ def _finish(out: Path, header: dict[str, Any], table: ImageTable, texts: dict[st
     for name, text in texts.items():
         if name != "README.md" or not (out / name).exists():
             files.write(out / name, text)
-    with files.replacing(out / MANIFEST) as manifest:
-        manifest.write((_header_text(header)[:-3] + ",\n" + FILES).encode())
-        with files.replacing(out / "metadata.jsonl") as metadata:
+    tables = [root + METADATA for root in table.roots]
+    with files.replacing(out / MANIFEST) as whole:
+        whole.write(manifest.opening(header))
+        with contextlib.ExitStack() as stack:
+            metadata = [stack.enter_context(files.replacing(out / name)) for name in tables]
             for id in range(len(table)):
-                metadata.write(json.dumps(table.record(id), allow_nan=False).encode() + b"\n")
-                manifest.write(_entry(out, table.file_name(id)) + b",\n")
-        names = sorted({"metadata.jsonl", *texts} - {"README.md"})
-        manifest.write(b",\n".join(_entry(out, name) for name in names) + b"\n ]\n}\n")
+                line = json.dumps(table.record(id), allow_nan=False).encode() + b"\n"
+                metadata[table.root(id)].write(line)
+                whole.write(manifest.entry(out, table.path(id)) + b",\n")
+        names = sorted({*tables, *texts} - {"README.md"})
+        whole.write(b",\n".join(manifest.entry(out, name) for name in names) + manifest.CLOSING)
     (out / PARTIAL_MANIFEST).unlink(missing_ok=True)
 
 
-def _header_text(header: dict[str, Any]) -> str:
-    return json.dumps(header, indent=1) + "\n"
-
-
-def _read_header(path: Path) -> dict[str, Any]:
-    """The keys of a manifest before its list of files, which is not read."""
-    lines: list[str] = []
-    with open(path) as file:
-        for line in file:
-            if line == FILES:
-                lines[-1] = lines[-1].rstrip(",\n")
-                lines.append("}")
-                break
-            lines.append(line)
-    try:
-        return json.loads("".join(lines))
-    except json.JSONDecodeError as error:
-        raise QDGSError(
-            f"The manifest {path} is not readable ({error}): delete the folder and start again."
-        ) from error
-
-
-def _entries(manifest: Path) -> Iterator[dict[str, Any]]:
-    """The manifest's list of files, one by one."""
-    with open(manifest) as file:
-        for line in file:
-            if line == FILES:
-                break
-        for line in file:
-            if line.startswith("  {"):
-                yield json.loads(line.rstrip(",\n"))
-
-
-def _entry(out: Path, name: str) -> bytes:
-    path = out / name
-    entry = {"file_name": name, "bytes": path.stat().st_size, "sha256": files.sha256(path)}
-    return b"  " + json.dumps(entry).encode()
-
-
-def _intact(out: Path, entry: dict[str, Any]) -> bool:
-    path = out / entry["file_name"]
-    return path.is_file() and files.sha256(path) == entry["sha256"]
-
-
 def _require_same(out: Path, found: dict[str, Any], header: dict[str, Any]) -> None:
-    if different := [key for key in header if found.get(key) != header[key]]:
+    if different := [key for key in header | found if found.get(key) != header.get(key)]:
         raise QDGSError(
-            f"{out} holds another dataset (other {', '.join(different)}): "
+            f"{out} holds another dataset (other {', '.join(different[:5])}): "
             "choose another folder, or delete this one."
         )
 
 
 def _marks(software: str, generator: str) -> PngInfo:
-    """Says in each image, for machines, that a model made it (IPTC digital source type, XMP)."""
+    """The mark, in XMP, that a model made an image (IPTC digital source type)."""
     xmp = (
         '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
         '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
@@ -242,17 +219,34 @@ def _marks(software: str, generator: str) -> PngInfo:
     return info
 
 
-def _save_png(path: Path, pixels: np.ndarray, marks: PngInfo) -> None:
+def _save_png(out: Path, name: str, pixels: np.ndarray, marks: PngInfo) -> None:
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, "png", pnginfo=marks)
-    path.parent.mkdir(exist_ok=True)
-    files.write(path, content.getvalue())
+    _make_folder(out, os.path.dirname(name))
+    files.write(out / name, content.getvalue())
 
 
-def _is_whole_png(path: Path) -> bool:
-    """Whether a file ends as a PNG must (a crash of the machine may leave less)."""
+def _make_folder(out: Path, name: str) -> None:
+    """Makes a folder within `out`; a link in its place would lead the images elsewhere."""
+    if not manifest.is_within(out, name):
+        raise QDGSError(f"{out / name} leads out of its folder: remove that link.")
+    (out / name).mkdir(parents=True, exist_ok=True)
+
+
+def _is_whole(out: Path, name: str, recorded: Iterator[dict[str, Any]] | None) -> bool:
+    """Whether an image need not be written.
+
+    Args:
+        recorded: entries of a manifest that was whole, which has the images in this order. Without
+            it, a PNG is whole that ends as it must (a crash of the machine may leave less).
+    """
+    if recorded is not None:
+        entry = next(recorded, {})
+        return entry.get("file_name") == name and manifest.is_intact(out, entry)
     try:
-        with open(path, "rb") as file:
+        if not stat.S_ISREG(os.lstat(out / name).st_mode):
+            return False
+        with open(out / name, "rb") as file:
             file.seek(-8, os.SEEK_END)
             return file.read() == b"IEND\xaeB`\x82"
     except OSError:

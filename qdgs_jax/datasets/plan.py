@@ -1,4 +1,4 @@
-"""What a dataset is to hold, decided before any image is rendered."""
+"""The planned contents of a dataset, chosen before any image is rendered."""
 
 import dataclasses
 import json
@@ -14,11 +14,11 @@ from qdgs_jax.datasets.image_folder import DIGITAL_SOURCE_TYPE, ImageTable
 
 
 def make_header(config: Config, made: dict[str, Any], **plan: Any) -> dict[str, Any]:
-    """The manifest but for its files; plain JSON values.
+    """The manifest without its list of files; plain JSON values.
 
     Args:
-        made: `provenance.describe` of what scored the latents.
-        plan: what else distinguishes this dataset from others, among it its seed.
+        made: the result of `provenance.describe`.
+        plan: further values that distinguish this dataset from others, such as its seed.
     """
     header = {
         "made_by": f"qdgs-jax {provenance.version()}",
@@ -42,13 +42,15 @@ def make_table(
     bins: Sequence[BinConfig],
     *,
     bin: np.ndarray,
+    part: np.ndarray | None = None,
     **columns: np.ndarray,
 ) -> ImageTable:
-    """What each image shows; its label follows from its bin.
+    """The table of images; the label of an image follows from its bin.
 
     Args:
         header: of `make_header`.
         bin: position in `bins` of each image, [N], -1 for none.
+        part: as in `ImageTable`.
         columns: the other columns of an `ImageTable`.
     """
     names = {bin.label for bin in bins} | ({UNLABELLED} if (bin < 0).any() else set())
@@ -67,5 +69,6 @@ def make_table(
         bin=bin,
         measure_names=tuple(measure.name for measure in config.measures),
         constants={**models, "seed": header["seed"], "synthetic": True},
+        part=part,
         **columns,
     )

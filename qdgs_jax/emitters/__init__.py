@@ -1,7 +1,7 @@
-"""Emitters: they propose latents and update by what the archive made of them.
+"""Emitters: they propose latents and update by the archive's response.
 
-An emitter is a frozen dataclass of options with the verbs below; what it learned is its state. One
-object stands for a bank of E emitters that act in parallel: they share the archive and every call.
+An emitter is a frozen dataclass of options with the methods below; what changes is its state. One
+object is a bank of E emitters in parallel, which share the archive and every call.
 """
 
 from typing import Any, Protocol, runtime_checkable
@@ -14,28 +14,28 @@ from qdgs_jax.archives import ArchiveState, Insertion
 from qdgs_jax.typing import Array, Key, Latents
 
 State = Any
-"""A pytree that the emitter or strategy alone understands.
+"""A pytree that only the emitter or strategy reads.
 
-That of an emitter has a property `restarts`: how often its emitters restarted so far, [] int32.
+An emitter's state has a property `restarts`: the number of restarts of its emitters, [] int32.
 """
 
 
 Asked = Any
-"""What `ask` returned and `tell` wants back: a pytree with `latents` [N, D], emitter by emitter."""
+"""A result of `ask`, for `tell`: a pytree with `latents` [N, D], emitter by emitter."""
 
 
 class Gradients(struct.PyTreeNode):
-    """Jacobians of objective and measures, for emitters that want them."""
+    """Jacobians of objective and measures, for emitters that use them."""
 
     points: Latents  # [P, D]
     jacobian: Array  # [P, 1 + M, D], the objective's row first
 
 
 class Emitter(Protocol):
-    """Proposes latents; `qdgs_jax.search` knows no more of it than this.
+    """Proposes latents; `qdgs_jax.search` uses only this protocol.
 
     Attributes:
-        emitters: E, how many starting points `init` takes.
+        emitters: E, the number of starting points of `init`.
         evaluations: latents scored in a generation.
     """
 
@@ -50,24 +50,24 @@ class Emitter(Protocol):
     def ask(
         self, state: State, archive: ArchiveState, key: Key, gradients: Gradients | None = None
     ) -> tuple[State, Asked]:
-        """Latents to be scored."""
+        """Latents to score."""
 
     def tell(
         self, state: State, archive: ArchiveState, key: Key, asked: Asked, insertion: Insertion
     ) -> State:
-        """Updates by what became of the asked latents; the archive already holds them."""
+        """Updates by the insertion of the asked latents, after it: the archive holds them."""
 
 
 @runtime_checkable
 class GradientEmitter(Emitter, Protocol):
-    """An emitter that asks on the strength of Jacobians."""
+    """An emitter whose `ask` uses Jacobians."""
 
     def points(self, state: State, archive: ArchiveState, key: Key) -> Latents:
-        """Latents [P, D] whose Jacobian `ask` wants."""
+        """Latents [P, D] whose Jacobian `ask` needs."""
 
 
 class Strategy(Protocol):
-    """An evolution strategy for each of E emitters: a search distribution that learns from ranks.
+    """An evolution strategy for each of E emitters: a search distribution, updated by ranks.
 
     Attributes:
         batch_size: B, solutions of an emitter in a generation.
@@ -77,15 +77,15 @@ class Strategy(Protocol):
     def batch_size(self) -> int: ...
 
     def init(self, mean: Array) -> State:
-        """Fresh distributions about `mean` [E, n]; every leaf has a leading axis E."""
+        """Initial distributions about `mean` [E, n]; every leaf has a leading axis E."""
 
     def ask(self, state: State, key: Key) -> tuple[State, Array]:
         """Solutions [E, B, n]."""
 
     def tell(self, state: State, solutions: Array, order: Array, parents: Array) -> State:
-        """Adapts to `solutions` as asked, of rows `order` [E, B], best first.
+        """Updates by `solutions`, as asked; `order` [E, B] has their rows, best first.
 
-        `parents` [E] is how many of the best are parents.
+        `parents` [E] is the number of parents, which are the best solutions.
         """
 
     def should_stop(self, state: State) -> Array:
@@ -93,7 +93,7 @@ class Strategy(Protocol):
 
 
 def select(which: Array, new: State, old: State) -> State:
-    """Leaf by leaf, `new` for the emitters `which` [E] names, `old` for the others."""
+    """Leaf by leaf, `new` for the emitters in `which` [E] bool, `old` for the others."""
     return jax.tree.map(
         lambda new, old: jnp.where(which.reshape(-1, *[1] * (new.ndim - 1)), new, old), new, old
     )

@@ -1,13 +1,13 @@
-"""CMA-ES in full, for spaces of a few dimensions up to a few hundred.
+"""CMA-ES with a full covariance, for spaces of a few dimensions up to a few hundred.
 
-The strategy of pyribs, which the published results of the CMA-ME family rest on: Hansen's tutorial
+The strategy of pyribs, on which published results of the CMA-ME family rest: Hansen's tutorial
 (arXiv 1604.00772) with weights over a *varying* number of parents. Two departures from the tutorial
 are part of those results and are kept: the rank-one term carries c1 twice, and the path p_c is not
 divided by sigma. Equation numbers are the tutorial's.
 
 The eigendecomposition of C is most of the work in a hundred dimensions. Any factor of C gives the
-same distribution; a Cholesky factor costs a twentieth, and turns the path p_sigma a little (Krause
-et al., "CMA-ES with Optimal Covariance Update and Storage Complexity", NIPS 2016).
+same distribution; a Cholesky factor costs a twentieth, and rotates the path p_sigma a little
+(Krause et al., "CMA-ES with Optimal Covariance Update and Storage Complexity", NIPS 2016).
 """
 
 import functools
@@ -17,7 +17,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import scipy.linalg  # type: ignore[import-untyped]  # noqa: F401  # loads the BLAS that XLA uses
+import scipy.linalg  # noqa: F401  # loads the BLAS that XLA uses
 import threadpoolctl  # type: ignore[import-untyped]
 from flax import struct
 
@@ -50,8 +50,8 @@ class CMAES:
     Attributes:
         batch_size: B, solutions of an emitter in a generation; at least 2.
         sigma0: initial step size.
-        factors: what B D^2 B' is: `eigen`: B orthogonal, as in pyribs; `cholesky`: B triangular
-            with a unit diagonal. The latter's ratio of variances bounds C's condition from below.
+        factors: of B D^2 B': `eigen`: B orthogonal, as in pyribs; `cholesky`: B triangular with a
+            unit diagonal. The latter's ratio of variances bounds C's condition from below.
     """
 
     batch_size: int
@@ -59,7 +59,7 @@ class CMAES:
     factors: Factors = "eigen"
 
     def init(self, mean: Array) -> CMAESState:
-        """Round distributions of step size sigma0 about `mean` [E, n]."""
+        """Isotropic distributions of step size sigma0 about `mean` [E, n]."""
         E, n = mean.shape
         return CMAESState(
             mean=mean,
@@ -87,11 +87,11 @@ class CMAES:
         return state, state.mean[:, None] + steps
 
     def tell(self, state: CMAESState, solutions: Array, order: Array, parents: Array) -> CMAESState:
-        """Adapts to `solutions` [E, B, n] as asked; without a parent, only their number counts.
+        """Updates by `solutions` [E, B, n], as asked; without a parent, only counts them.
 
         Args:
             order: [E, B], rows of the solutions, best first.
-            parents: [E], how many of the best are parents.
+            parents: [E], number of parents, which are the best solutions.
         """
         adapted = jax.vmap(self._adapt)(
             state.replace(evaluations=state.evaluations + self.batch_size),
@@ -159,8 +159,8 @@ class CMAES:
         """Renews the factors of C for which enough evaluations have passed.
 
         0.5 n B / ((c1 + cmu) n^2) of them, for half the batch as parents. All emitters share one
-        condition, because under `vmap` the skipping would become a select. Where restarts have put
-        them out of step, a quarter or a half of them is decomposed rather than all.
+        condition, because under `vmap` skipping would become a select. If restarts have put them
+        out of step, only a quarter or a half of them is decomposed.
         """
         (E, n), parents = state.mean.shape, self.batch_size // 2
         raw = [math.log(parents + 0.5) - math.log(i) for i in range(1, parents + 1)]
@@ -203,9 +203,9 @@ class CMAES:
 def _eigh(C: Array) -> tuple[Array, Array]:
     """Eigenvalues [E, n] and eigenbases [E, n, n] of symmetric matrices [E, n, n].
 
-    On a CPU, XLA may work through a batch on one core, but runs separate calls side by side. For
-    these scipy's BLAS, which XLA calls, is kept to one thread in this process from then on: with
-    more it can hang. (Below LAPACK's block size of 32, BLAS does not thread.)
+    On a CPU, XLA may decompose a batch on one core, but runs separate calls in parallel. Before
+    these, scipy's BLAS, which XLA calls, is limited to one thread for the rest of the process: with
+    more threads it can hang. (Below LAPACK's block size of 32, BLAS does not thread.)
     """
 
     def one(C: Array) -> tuple[Array, Array]:
@@ -226,7 +226,8 @@ def _eigh(C: Array) -> tuple[Array, Array]:
 def _ldl(C: Array) -> tuple[Array, Array]:
     """Pivots [E, n] and unit triangular factors [E, n, n] of symmetric matrices [E, n, n].
 
-    Of one that is not positive, rounding considered, all are 0, and `should_stop` ends it.
+    For a matrix that is not positive definite within rounding, all are 0, and `should_stop` is
+    true.
     """
     L = jnp.linalg.cholesky(C, symmetrize_input=False)
     diagonal = jnp.diagonal(L, axis1=-2, axis2=-1)
@@ -234,16 +235,16 @@ def _ldl(C: Array) -> tuple[Array, Array]:
 
 
 def _keep_blas_to_one_thread() -> None:
-    """Sets scipy's BLAS to one thread; where it has none of its own, the one that it shares."""
+    """Sets scipy's BLAS to one thread; if scipy has none of its own, the BLAS that it shares."""
     libraries = threadpoolctl.ThreadpoolController().select(user_api="blas")
     paths = [info["filepath"] for info in libraries.info() if "scipy" in info["filepath"]]
     (libraries.select(filepath=paths) if paths else libraries).limit(limits=1)
 
 
 def recombination_weights(order: Array, parents: Array, dtype: jnp.dtype) -> Array:
-    """Weight of each row [E, B], of sum 1, when the first `parents` [E] of `order` [E, B] count.
+    """Weights of rows [E, B], of sum 1; the first `parents` [E] of `order` [E, B] are parents.
 
-    The i-th best weighs w_i ~ log(parents + 1/2) - log(i). With no parent all weigh 0.
+    The i-th best has w_i ~ log(parents + 1/2) - log(i). Without a parent all weights are 0.
     """
     rank = jnp.arange(1, order.shape[-1] + 1, dtype=dtype)
     parents = parents[:, None]

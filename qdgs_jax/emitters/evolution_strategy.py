@@ -1,6 +1,6 @@
 """The emitter of CMA-ME and CMA-MAE: an evolution strategy over latents, many at once.
 
-How the archive ranks a batch stands in for the objective. Fontaine et al., "Covariance Matrix
+The archive's ranking of a batch replaces the objective. Fontaine et al., "Covariance Matrix
 Adaptation for the Rapid Illumination of Behavior Space", arXiv 1912.02400, algorithm 2.
 """
 
@@ -15,19 +15,19 @@ from qdgs_jax.typing import Array, Key, Latents
 
 
 class EvolutionStrategyState(struct.PyTreeNode):
-    """One row an emitter."""
+    """One row for each emitter."""
 
     strategy: State
     rules: RulesState
 
     @property
     def restarts(self) -> Array:
-        """Of all emitters so far, [] int32."""
+        """Restarts of all emitters so far, [] int32."""
         return self.rules.restarts.sum()
 
 
 class Population(struct.PyTreeNode):
-    """What was asked."""
+    """The solutions of one `ask`."""
 
     solutions: Array  # [E, B, D]
 
@@ -82,14 +82,14 @@ class EvolutionStrategy:
         asked: Population,
         insertion: Insertion,
     ) -> EvolutionStrategyState:
-        """Updates the distributions, and restarts those that ended at random elites."""
+        """Updates the distributions; emitters that have ended restart from random elites."""
         state, ended = self.learn(state, asked, insertion)
         return restart_ended(self.restart, state, ended, asked.solutions[:, 0], archive, key)
 
     def learn(
         self, state: EvolutionStrategyState, asked: Population, insertion: Insertion
     ) -> tuple[EvolutionStrategyState, Array]:
-        """The adapted state, and which emitters came to their end, [E] bool."""
+        """The updated state, and which emitters have ended, [E] bool."""
         rules, ranking = self.rules.rank(state.rules, insertion)
         strategy = self.strategy.tell(
             state.strategy, asked.solutions, ranking.order, ranking.parents
@@ -100,7 +100,7 @@ class EvolutionStrategy:
     def restart(
         self, state: EvolutionStrategyState, key: Key, which: Array, latents: Latents
     ) -> EvolutionStrategyState:
-        """Restarts from `latents` [E, D] where `which` [E] says so."""
+        """Restarts the emitters in `which` [E] bool from `latents` [E, D]."""
         return EvolutionStrategyState(
             strategy=select(which, self.strategy.init(latents), state.strategy),
             rules=self.rules.renew(state.rules, key, which, latents.dtype),

@@ -1,4 +1,4 @@
-"""Strategies of evosax for large latent spaces, where a full covariance has no place."""
+"""Strategies of evosax for latent spaces that are too large for a full covariance."""
 
 import functools
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Evosax:
     Attributes:
         name: `sep_cma_es`: CMA-ES with a diagonal covariance (Ros and Hansen 2008); `lm_ma_es`:
             with a covariance of about log n directions (Loshchilov et al., arXiv 1705.06693);
-            `openai_es`: a round distribution that ascends by Adam (Salimans et al.,
+            `openai_es`: an isotropic distribution whose mean ascends by Adam (Salimans et al.,
             arXiv 1703.03864).
         batch_size: B, solutions of an emitter in a generation; even for `openai_es`.
         sigma0: initial step size; `openai_es` keeps it.
@@ -41,7 +41,7 @@ class Evosax:
             )
 
     def init(self, mean: Array) -> State:
-        """Fresh distributions about `mean` [E, n]."""
+        """Initial distributions about `mean` [E, n]."""
         algorithm, params = _algorithm(self, mean.shape[-1])
         key = jax.random.key(0)  # unused by these algorithms
         return jax.vmap(lambda mean: algorithm.init(key, mean, params))(mean)
@@ -56,9 +56,9 @@ class Evosax:
         return state, solutions
 
     def tell(self, state: State, solutions: Array, order: Array, parents: Array) -> State:
-        """Adapts to `solutions` as asked, of rows `order` [E, B], best first.
+        """Updates by `solutions`, as asked; `order` [E, B] has their rows, best first.
 
-        `parents` is not heeded: these strategies weigh the whole batch or its better half.
+        `parents` is ignored: these strategies weigh the whole batch or its better half.
         """
         algorithm, params = _algorithm(self, state.mean.shape[-1])
         key = jax.random.key(0)  # unused by these algorithms
@@ -66,7 +66,7 @@ class Evosax:
 
         def tell_one(state: State, solutions: Array, order: Array) -> State:
             if self.name == "lm_ma_es":
-                # evosax weighs the remembered draws by rank without having sorted them.
+                # evosax weighs its stored draws by rank without sorting them.
                 state = state.replace(z=state.z[order])
             return algorithm.tell(key, solutions[order], rank, state, params)[0]
 
@@ -84,7 +84,7 @@ class Evosax:
 def _algorithm(strategy: Evosax, n: int) -> tuple[Any, Any]:
     """evosax' algorithm over n dimensions, and its parameters.
 
-    Made once, because evosax compiles anew for every object; imported here, because evosax starts
+    Cached, because evosax compiles again for every object. Imported here, because evosax starts
     JAX's backend on import, after which `jax.distributed.initialize` fails.
     """
     from evosax.algorithms.distribution_based.lm_ma_es import LM_MA_ES

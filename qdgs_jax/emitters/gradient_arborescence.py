@@ -1,9 +1,9 @@
 """The gradient-arborescence emitter of CMA-MEGA and CMA-MAEGA, many at once.
 
-Each emitter owns a point theta. It branches along random combinations of the gradients of objective
-and measures; how the archive ranks the branches updates CMA-ES over the combinations, and moves
+Each emitter has a point theta, and branches along random combinations of the gradients of objective
+and measures. The archive's ranking of the branches updates CMA-ES over the combinations, and moves
 theta. Fontaine and Nikolaidis, "Differentiable Quality Diversity", arXiv 2106.03894, algorithm 1,
-in the variant of pyribs on which the published CMA-MAEGA results rest.
+in the variant of pyribs with which the CMA-MAEGA results were published.
 """
 
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ Optimizer = Literal["adam", "ascent"]
 
 
 class Ascent(struct.PyTreeNode):
-    """Where the emitters' gradient ascent stands, one row an emitter."""
+    """State of the emitters' gradient ascent, one row for each emitter."""
 
     theta: Array  # [E, D]
     first_moment: Array  # [E, D], of Adam
@@ -31,7 +31,7 @@ class Ascent(struct.PyTreeNode):
 
 
 class ArborescenceState(struct.PyTreeNode):
-    """One row an emitter."""
+    """One row for each emitter."""
 
     ascent: Ascent
     strategy: CMAESState  # over coefficients, n = 1 + M
@@ -39,12 +39,12 @@ class ArborescenceState(struct.PyTreeNode):
 
     @property
     def restarts(self) -> Array:
-        """Of all emitters so far, [] int32."""
+        """Restarts of all emitters so far, [] int32."""
         return self.rules.restarts.sum()
 
 
 class Branches(struct.PyTreeNode):
-    """What was asked."""
+    """The branches of one `ask`."""
 
     coefficients: Array  # [E, B, 1 + M]
     latents: Latents  # [E * B, D], emitter by emitter
@@ -60,7 +60,7 @@ class GradientArborescence:
         measures: M, number of measures; the coefficients have 1 + M dimensions.
         sigma0: initial standard deviation of the coefficients.
         step_size: learning rate of the ascent on theta.
-        optimizer: `adam`, or `ascent`: the plain step.
+        optimizer: `adam`, or `ascent`: plain gradient ascent.
         rules: ranker, selection and restart rule.
     """
 
@@ -124,22 +124,22 @@ class GradientArborescence:
         asked: Branches,
         insertion: Insertion,
     ) -> ArborescenceState:
-        """Updates coefficients and theta; emitters that ended restart at random elites."""
+        """Updates coefficients and theta; emitters that have ended restart from random elites."""
         state, ended = self.learn(state, asked, insertion)
         return restart_ended(self.restart, state, ended, state.ascent.theta, archive, key)
 
     def learn(
         self, state: ArborescenceState, asked: Branches, insertion: Insertion
     ) -> tuple[ArborescenceState, Array]:
-        """The adapted state, and which emitters came to their end, [E] bool."""
+        """The updated state, and which emitters have ended, [E] bool."""
         rules, ranking = self.rules.rank(state.rules, insertion)
         strategy = self.strategy.tell(
             state.strategy, asked.coefficients, ranking.order, ranking.parents
         )
         latents = asked.latents.reshape(self.emitters, self.batch_size, -1)
         weights = recombination_weights(ranking.order, ranking.parents, latents.dtype)
-        # Without a parent the mean is an empty sum: theta is drawn towards the origin, the mean
-        # image. The published results contain that pull, and are worse without it.
+        # Without a parent the mean is an empty sum: theta moves towards the origin, the mean
+        # image. The published results include this effect, and are worse without it.
         mean = jnp.einsum("eb,ebd->ed", weights, latents, precision="highest")
         step = self._adam if self.optimizer == "adam" else self._plain
         state = ArborescenceState(
@@ -150,7 +150,7 @@ class GradientArborescence:
     def restart(
         self, state: ArborescenceState, key: Key, which: Array, latents: Latents
     ) -> ArborescenceState:
-        """Restarts from `latents` [E, D] where `which` [E] says so."""
+        """Restarts the emitters in `which` [E] bool from `latents` [E, D]."""
         fresh = self.init(key, latents)
         return ArborescenceState(
             ascent=select(which, fresh.ascent, state.ascent),
@@ -178,7 +178,7 @@ class GradientArborescence:
 
 
 def branch(coefficients: Array, gradients: Gradients) -> Branches:
-    """Branches [P * B, D] of P points, `coefficients` [P, B, 1 + M] far along unit gradients."""
+    """Branches [P * B, D] of P points along unit gradients, by `coefficients` [P, B, 1 + M]."""
     points, jacobian = gradients.points, gradients.jacobian
     norm = jnp.linalg.norm(jacobian, axis=-1, keepdims=True)
     directions = jnp.where(jnp.isfinite(norm), jacobian / (norm + 1e-8), 0)

@@ -1,4 +1,4 @@
-"""The emitter of OMG-MEGA: elites, each moved once along a random mix of its gradients.
+"""The emitter of OMG-MEGA: moves elites once along random combinations of their gradients.
 
 Fontaine and Nikolaidis, "Differentiable Quality Diversity", arXiv 2106.03894, section 4.
 """
@@ -23,7 +23,8 @@ class GradientOperator:
     Attributes:
         emitters: E.
         batch_size: B.
-        sigma: standard deviation of the coefficients; the objective's is taken positive.
+        sigma: standard deviation of the coefficients; of the objective's, the absolute value is
+            used.
     """
 
     emitters: int
@@ -65,5 +66,5 @@ class GradientOperator:
         asked: Branches,
         insertion: Insertion,
     ) -> VariationState:
-        """Nothing is learned."""
+        """No update: the state does not change."""
         return state

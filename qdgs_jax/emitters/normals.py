@@ -1,7 +1,8 @@
-"""Standard normal draws, fast on a CPU too.
+"""Standard normal draws, also fast on a CPU.
 
-A generation of MAP-Elites is little else. `jax.random.normal` runs its rounds as a loop on CPUs and
-throws half of the bits away; unrolled and used up, drawing takes a third of the time.
+A generation of MAP-Elites consists mostly of them. On CPUs `jax.random.normal` runs its rounds as a
+loop and drops half of the bits. Here rounds are unrolled and all bits are used, which takes a third
+of the time.
 """
 
 import functools
@@ -19,9 +20,9 @@ def standard_normal(key: Key, shape: tuple[int, ...], dtype: jnp.dtype) -> Array
     """Independent draws from N(0, 1); in float32 by `_draws`, else by `jax.random.normal`."""
     if dtype != jnp.float32:
         return jax.random.normal(key, shape, dtype)
-    first, second = jax.random.bits(key, (2,), jnp.uint32)  # also of keys that are not threefry's
-    # The branches are there for their walls: without them XLA fuses the draws into whatever reads
-    # them, where it cannot vectorise them, and is ten times slower.
+    first, second = jax.random.bits(key, (2,), jnp.uint32)  # for keys of any kind
+    # `cond` is a fusion barrier: without it XLA fuses the draws into their consumer, unvectorised,
+    # ten times slower.
     draw = functools.partial(_draws, math.prod(shape))
     draws = jax.lax.cond(first < second, draw, lambda *words: draw(*words[::-1]), first, second)
     return draws.reshape(shape)
@@ -31,7 +32,7 @@ def _draws(count: int, first: Array, second: Array) -> Array:
     """Draws [count] from N(0, 1) by inversion."""
     mantissa = (_bits(count, first, second) >> 9) | jnp.uint32(0x3F800000)
     unit = jax.lax.bitcast_convert_type(mantissa, jnp.float32) - 1  # [0, 1), in steps of 2^-23
-    uniform = 2 * unit + (2.0**-23 - 1)  # amid the steps: symmetric, and never -1 or 1
+    uniform = 2 * unit + (2.0**-23 - 1)  # centres of the steps: symmetric, and never -1 or 1
     return jnp.float32(math.sqrt(2)) * jax.lax.erf_inv(uniform)
 
 

@@ -1,4 +1,4 @@
-"""Our archives and emitters inside `qdax.core.map_elites.MAPElites`.
+"""Archives and emitters of this package inside `qdax.core.map_elites.MAPElites`.
 
     grid = GridArchive(cells=(100, 100), lower=(0, 0), upper=(1, 1))
     map_elites = MAPElites(
@@ -9,7 +9,7 @@
     )
     repertoire, emitter_state, metrics = map_elites.init(genotypes, None, key)
 
-QDax's words are genotypes for latents, fitnesses for objective, descriptors for measures.
+QDax's terms are genotypes for latents, fitnesses for objective, descriptors for measures.
 """
 
 from collections.abc import Callable
@@ -53,7 +53,7 @@ class Repertoire(struct.PyTreeNode):
         centroids: Array | None = None,
         extra_scores: dict[str, Any] | None = None,
     ) -> "Repertoire":
-        """A repertoire of `archive` that holds a first batch; centroids are not heeded."""
+        """A repertoire of `archive` that holds a first batch; centroids are ignored."""
         latents, unravel = ravel(genotypes)
         state = archives.init(archive, latents.shape[1], latents.dtype)
         return cls(archive, unravel, state).add(genotypes, descriptors, fitnesses)
@@ -76,7 +76,7 @@ class Repertoire(struct.PyTreeNode):
         return self.as_qdax().select(key, num_samples, selector)
 
     def as_qdax(self) -> MapElitesRepertoire:
-        """The same elites as QDax keeps them, for its selectors, metrics and plots."""
+        """The same elites in QDax's class, for its selectors, metrics and plots."""
         return MapElitesRepertoire(
             genotypes=self.genotypes,
             fitnesses=self.fitnesses,
@@ -103,7 +103,7 @@ class Repertoire(struct.PyTreeNode):
 
     @property
     def centroids(self) -> Array:
-        """Middles of the cells [K, M]."""
+        """Centres of the cells [K, M]."""
         return jnp.asarray(self.archive.centres(), self.state.measures.dtype)
 
 
@@ -115,7 +115,7 @@ class QDaxEmitterState(EmitterState):
 
 
 class QDaxEmitter(QDaxBase):
-    """One of our emitters for QDax's algorithms, with an archive of its own.
+    """An emitter of this package for QDax's algorithms, with its own archive.
 
     Give an annealed `archive` for CMA-MAE and CMA-MAEGA; QDax's repertoire is the result.
     """
@@ -125,12 +125,12 @@ class QDaxEmitter(QDaxBase):
     ) -> None:
         """`scoring_function` is needed by gradient emitters, and must be differentiable."""
         if isinstance(emitter, GradientEmitter) and scoring_function is None:
-            raise ValueError("the emitter follows gradients: give the scoring_function")
+            raise ValueError("the emitter uses gradients: give the scoring_function")
         self._archive, self._emitter, self._score = archive, emitter, scoring_function
 
     @property
     def batch_size(self) -> int:
-        """Genotypes emitted at once, with the points whose gradients are taken."""
+        """Genotypes emitted at once, including the points whose gradients are computed."""
         return self._emitter.evaluations
 
     def init(
@@ -142,7 +142,7 @@ class QDaxEmitter(QDaxBase):
         descriptors: Array,
         extra_scores: dict[str, Any],
     ) -> QDaxEmitterState:
-        """Starts from the best of the first batch, which needs one genotype an emitter."""
+        """Starts from the best of the first batch, which needs a genotype for each emitter."""
         latents, _ = ravel(genotypes)
         fitnesses = fitnesses.reshape(-1)
         fitnesses = jnp.where(jnp.isnan(fitnesses), -jnp.inf, fitnesses)
@@ -155,7 +155,7 @@ class QDaxEmitter(QDaxBase):
     def emit(
         self, repertoire: Any, emitter_state: QDaxEmitterState, key: Key
     ) -> tuple[Genotypes, dict[str, Any]]:
-        """Genotypes to be scored, and what `state_update` must know of them."""
+        """Genotypes to score, and what `state_update` needs."""
         points_key, score_key, ask_key = jax.random.split(key, 3)
         example = jax.tree.map(lambda leaf: leaf[:1], repertoire.genotypes)
         _, unravel = ravel(example)
@@ -204,6 +204,6 @@ class QDaxEmitter(QDaxBase):
 
 
 def ravel(genotypes: Genotypes) -> tuple[Latents, Callable[[Array], Genotypes]]:
-    """Genotypes as latents [N, D], and the way back for one of them."""
+    """Genotypes as latents [N, D], and the inverse for one of them."""
     _, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], genotypes))
     return jax.vmap(lambda genotype: ravel_pytree(genotype)[0])(genotypes), unravel

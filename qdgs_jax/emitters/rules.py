@@ -1,6 +1,6 @@
-"""How an emitter updates: what ranks first, what becomes a parent, when to restart.
+"""How an emitter updates: the ranking of a batch, the selection of parents, and restarts.
 
-These three choices are what sets CMA-ME, CMA-MAE, CMA-MEGA and CMA-MAEGA apart.
+CMA-ME, CMA-MAE, CMA-MEGA and CMA-MAEGA differ in these three choices.
 """
 
 from collections.abc import Callable
@@ -22,15 +22,15 @@ Restart = Literal["basic", "no_improvement"] | int
 
 
 class RulesState(struct.PyTreeNode):
-    """What the rules remember of E emitters."""
+    """The state of the rules for E emitters."""
 
     told: Array  # [] int32, generations
     restarts: Array  # [E] int32
-    direction: Array | None  # [E, M], along which ranker `rd` sorts
+    direction: Array | None  # [E, M], by which ranker `rd` sorts
 
 
 class Ranking(struct.PyTreeNode):
-    """What the rules make of a batch."""
+    """The result of the rules for a batch."""
 
     order: Array  # [E, B], rows of each emitter's batch, best first
     parents: Array  # [E] int32, how many of the best are parents
@@ -42,14 +42,14 @@ class Rules:
     """Ranker, selection and restart rule.
 
     Attributes:
-        ranker: what a batch is sorted by. `imp`: value, the improvement on the cell's threshold;
+        ranker: sort key of a batch. `imp`: value, the improvement on the cell's threshold;
             `2imp`: new cells first, then improved ones, each by value; `obj`: objective; `rd`:
             place along a random direction of the measures.
         selection: `filter`: parents are the solutions that the archive accepted; `mu`: the best
             half.
-        restart: `basic`: restart only when the strategy is spent or the batch is flat;
-            `no_improvement`: also when none was accepted; a number: also every so many generations.
-        span: extent of the archive along each measure, for ranker `rd` alone.
+        restart: `basic`: restart only if the strategy stops or the batch is flat;
+            `no_improvement`: also if nothing was accepted; N: also every N generations.
+        span: extent of the archive along each measure, only for ranker `rd`.
     """
 
     ranker: Ranker = "imp"
@@ -59,10 +59,10 @@ class Rules:
 
     def __post_init__(self) -> None:
         if (self.ranker == "rd") != bool(self.span):
-            raise ValueError("ranker 'rd', and no other, needs the `span` of the archive")
+            raise ValueError("ranker 'rd', and only that, needs the `span` of the archive")
 
     def init(self, key: Key, emitters: int, dtype: jnp.dtype) -> RulesState:
-        """The memory of E fresh emitters."""
+        """The state of E new emitters."""
         direction = None
         if self.ranker == "rd":
             normals = jax.random.normal(key, (emitters, len(self.span)), dtype)
@@ -102,7 +102,7 @@ class Rules:
         )
 
     def _keys(self, state: RulesState, batches: Insertion) -> tuple[Array, ...]:
-        """What to sort by [E, B], the weightiest first; of what is not finite, -inf."""
+        """Sort keys [E, B], the most significant first; -inf for scores that are not finite."""
         match self.ranker:
             case "imp":
                 return (batches.value,)
@@ -116,7 +116,7 @@ class Rules:
 
 
 def elites_or(latents: Latents, archive: ArchiveState, key: Key) -> Latents:
-    """Random elites to restart from, as many as `latents`; those while there is no elite."""
+    """Random elites to restart from, as many as `latents`; `latents` if there are no elites."""
     return jnp.where(archive.count > 0, archives.sample(archive, key, len(latents)), latents)
 
 
@@ -128,9 +128,9 @@ def restart_ended(
     archive: ArchiveState,
     key: Key,
 ) -> State:
-    """Calls an emitter's `restart` where `ended` [E] says so, with random elites to begin from.
+    """Calls an emitter's `restart` for the emitters in `ended` [E] bool, with random elites.
 
-    While there is no elite, emitters begin from `latents` [E, D].
+    If there are no elites, emitters restart from `latents` [E, D].
     """
     elite_key, rules_key = jax.random.split(key)
     return jax.lax.cond(

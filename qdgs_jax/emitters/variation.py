@@ -1,4 +1,4 @@
-"""The emitters of MAP-Elites: elites, slightly changed. They learn nothing.
+"""The emitters of MAP-Elites, which change elites a little and have no update.
 
 Gaussian noise (Mouret and Clune, arXiv 1504.04909), and with it a step along the line to another
 elite (Vassiliades and Mouret, arXiv 1804.03906).
@@ -18,18 +18,18 @@ from qdgs_jax.typing import Array, Key, Latents
 
 
 class VariationState(struct.PyTreeNode):
-    """Where to begin."""
+    """The starting points."""
 
     start: Array  # [E, D], the parents while the archive is empty
 
     @property
     def restarts(self) -> Array:
-        """None, ever."""
+        """Always 0."""
         return jnp.zeros((), jnp.int32)
 
 
 class Variants(struct.PyTreeNode):
-    """What was asked."""
+    """The latents of one `ask`."""
 
     latents: Latents  # [E * B, D]
 
@@ -42,8 +42,8 @@ class Variation:
         emitters: E.
         batch_size: B.
         sigma: standard deviation of the noise.
-        line_sigma: standard deviation of the step towards another elite, in units of the way to
-            it; 0 leaves it out.
+        line_sigma: standard deviation of the step towards another elite, relative to the distance
+            to it; 0: no such step.
     """
 
     emitters: int
@@ -87,5 +87,5 @@ class Variation:
         asked: Variants,
         insertion: Insertion,
     ) -> VariationState:
-        """Nothing is learned."""
+        """No update: the state does not change."""
         return state

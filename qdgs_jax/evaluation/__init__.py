@@ -1,1 +1,1 @@
-"""Figures of merit of trained networks."""
+"""Evaluation of trained networks."""

@@ -1,1 +1,1 @@
-"""Published experiments; nobody imports from here but the command line."""
+"""Published experiments; only the command line imports from here."""

@@ -1,6 +1,7 @@
 """Restricted readers of weights: a foreign file is data, and nothing in it is executed.
 
-Formats are told apart by content. Files are mapped, and their tensors are views of them.
+A file's content decides its format, not its name. Files are memory-mapped, and tensors are views of
+them.
 """
 
 import contextlib
@@ -166,21 +167,21 @@ def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
             values = json.loads(content.decode("utf-8-sig"))
             json.dumps(values, ensure_ascii=False).encode()  # halves of surrogate pairs fail
         except (ValueError, RecursionError) as error:
-            raise UnreadableError("it is no JSON") from error
+            raise UnreadableError("it is not JSON") from error
         if not isinstance(values, dict):
-            raise UnreadableError("it holds no object of JSON")
+            raise UnreadableError("it holds no JSON object")
         return values
 
 
 @contextlib.contextmanager
 def explained(path: str | Path, remedy: str) -> Iterator[None]:
-    """Turns all that can happen to the reader of a hostile file into a sentence.
+    """Replaces any exception of a reader by a CheckpointError of one sentence.
 
     Args:
         remedy: what helps, unless an UnreadableError knows better.
 
     Raises:
-        CheckpointError: in place of any exception.
+        CheckpointError: The code inside raised an exception.
     """
     try:
         yield
@@ -192,7 +193,7 @@ def explained(path: str | Path, remedy: str) -> Iterator[None]:
     except UnreadableError as error:
         remedy = error.remedy or remedy
         raise CheckpointError(f"{path} cannot be read, {error}: {remedy}") from error
-    # A hostile file chooses how its reading fails; Rust's panics are no `Exception`.
+    # A hostile file can cause any exception, and Rust's panics are not derived from Exception.
     except BaseException as error:
         raise CheckpointError(f"{path} cannot be read, it is damaged: {remedy}") from error
 
@@ -288,7 +289,7 @@ def _shards(index: Path) -> dict[Path, set[str]]:
 
 
 def _flatten(tree: Any, limit: int) -> Tensors:
-    """Tensors by dotted name. A pickle may hold itself, or one part many times: hence limits.
+    """Tensors by dotted name. Limited, since a pickle may hold itself, or one part many times.
 
     Args:
         limit: the most bytes of all tensors together.

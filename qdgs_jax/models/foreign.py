@@ -9,7 +9,7 @@ _AGAIN = "download the file itself, and check that its size is the published one
 _CONVERT = "load it with the library that wrote it, and save its tensors as safetensors"
 
 _FORMATS: tuple[tuple[bytes, str, str], ...] = (
-    (b"version https://git-lfs", "only a pointer of Git LFS", "fetch the file by `git lfs pull`"),
+    (b"version https://git-lfs", "only a Git LFS pointer", "fetch the file by `git lfs pull`"),
     (b"<", "a web page, saved in place of the file", _AGAIN),
     (b"{", "a text in JSON, not weights", _AGAIN),
     (b"\x1f\x8b", "packed by gzip", _PACKED),

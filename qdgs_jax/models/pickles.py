@@ -1,4 +1,4 @@
-"""Pickles as data: a stack machine that knows only what weights need, and never imports.
+"""Pickles read as data: a stack machine with the opcodes that weights need, and without imports.
 
 `pickle.Unpickler` with an allow-list is not enough against hostile files: claimed sizes are
 allocated before they are checked, and hashing nested tuples takes exponential time.
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 MAX_OPCODES = 1 << 21
-"""Of one pickle, a few seconds' work; known models need less than 2^16."""
+"""Most opcodes of one pickle, read in a few seconds; known models have less than 2^16."""
 
 MAX_TEXT = 32 << 20
 """Bytes of all texts of one pickle; NVIDIA's hold the source of their classes."""
@@ -23,7 +23,7 @@ Buffer: TypeAlias = bytes | memoryview
 
 
 class UnreadableError(ValueError):
-    """Why a file is not read, as the middle of a sentence.
+    """Why a file cannot be read; its text is the middle of a sentence.
 
     Args:
         reason: What is wrong.
@@ -36,7 +36,7 @@ class UnreadableError(ValueError):
 
 
 class Attributes:
-    """The inert image of an object: nothing but the state that its pickle sets."""
+    """An object without its class: only the state that its pickle sets."""
 
     state: Any = None
 
@@ -51,7 +51,7 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
     "EMPTY_TUPLE": tuple,
     "EMPTY_LIST": list,
     "EMPTY_DICT": dict,
-    "EMPTY_SET": list,  # nothing is ever put into it
+    "EMPTY_SET": list,  # stays empty: ADDITEMS is refused
 }
 _NUMBERS = {"BININT": "<i", "BININT1": "<B", "BININT2": "<H", "BINFLOAT": ">d"}
 _LONGS = {"LONG1": "<B", "LONG4": "<i"}
@@ -71,13 +71,13 @@ def unpickle(
     find_global: Callable[[str, str], Any],
     find_persistent: Callable[..., Any] | None = None,
 ) -> Any:
-    """Run a pickle over inert values.
+    """Run one whole pickle on inert values.
 
     Dictionaries hold only texts and counts as keys; items under others are dropped. Bytes are views
     of `data`. State set on anything but `Attributes` is dropped.
 
     Args:
-        data: One pickle, of protocol 2 to 5, and nothing behind it.
+        data: One pickle, of protocol 2 to 5, and nothing after it.
         find_global: See `unpickle_next`.
         find_persistent: See `unpickle_next`.
 
@@ -102,11 +102,11 @@ def unpickle_next(
     """Run the pickle that starts at `data[start]`, up to its end.
 
     Args:
-        data: In memory, or mapped there.
+        data: In memory, or memory-mapped.
         start: Where it starts.
-        find_global: (module, name) -> what stands for that global, or None to refuse it. The
+        find_global: (module, name) -> the replacement of that global, or None to refuse it. The
             pickle may call a function found here with arguments of its choice.
-        find_persistent: What stands for a persistent id, given as arguments.
+        find_persistent: A persistent id, as arguments -> its replacement.
         limit: The most opcodes that it may have; MAX_OPCODES by default.
 
     Returns:

@@ -12,9 +12,9 @@ Precision: TypeAlias = Literal["highest", "default", "bf16"]
 
 
 def matmul_precision(precision: Precision) -> contextlib.AbstractContextManager[Any]:
-    """For the tracing of a network; a context, since attention takes no precision.
+    """Context in which a network is traced; attention has no argument for its precision.
 
-    Pull-backs inherit what the forward pass traced.
+    Pull-backs inherit the precision of the forward pass.
     """
     if precision == "highest":
         return jax.default_matmul_precision("highest")
@@ -22,10 +22,10 @@ def matmul_precision(precision: Precision) -> contextlib.AbstractContextManager[
 
 
 def activation_dtype(precision: Precision) -> Any:
-    """What activations are cast to; None keeps them."""
+    """The type that activations are cast to; None: they are not cast."""
     return jnp.bfloat16 if precision == "bf16" else None
 
 
 def widen(x: Array) -> Array:
-    """At least float32."""
+    """Casts to float32 at least."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -20,7 +20,7 @@ import numpy as np
 
 from qdgs_jax.models.pickles import Attributes, Buffer, UnreadableError, unpickle, unpickle_next
 
-MAX_PICKLE = 8 << 20  # bytes, tensors apart; known models need less than one MiB
+MAX_PICKLE = 8 << 20  # bytes, without the tensors; known models need less than one MiB
 MAX_DIRECTORY = 4 << 20  # bytes of an archive's table of contents: 80,000 members
 LEGACY_MAGIC, LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 LEGACY_START = b"\x80\x02\x8a\x0a" + LEGACY_MAGIC.to_bytes(10, "little") + b"."
@@ -41,7 +41,7 @@ _STORAGES = {
 
 @dataclasses.dataclass(eq=False)
 class Storage:
-    """The flat memory behind tensors."""
+    """The flat buffer that tensors are views of."""
 
     dtype: np.dtype
     elements: int
@@ -101,7 +101,7 @@ def read_archive(data: memoryview) -> Any:
 
 
 def _root(infos: list[zipfile.ZipInfo], file_size: int) -> str:
-    """The folder in an archive of PyTorch's."""
+    """The top folder of a PyTorch archive."""
     names = {info.filename for info in infos}
     if len(names) != len(infos):
         raise UnreadableError("two of its members have one name")

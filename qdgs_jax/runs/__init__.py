@@ -1,1 +1,1 @@
-"""A search's folder: checkpoints, resuming, results and pictures."""
+"""The folder of a search: checkpoints, resuming, results and pictures."""

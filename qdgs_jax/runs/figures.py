@@ -1,4 +1,4 @@
-"""Pictures of a run: its archive, its growth, what its elites look like."""
+"""Pictures of a run: its archive as a heatmap, its metrics as curves, and its elites."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,12 +18,12 @@ def draw_heatmap(
     *,
     cells: int,
 ) -> None:
-    """Objective of the elites over the first two measures, the best along any others.
+    """Objective of the elites over the first two measures; the best one over any other measures.
 
     Args:
         index: [n] cells of the elites.
         objective: [n] their objectives.
-        cells: of the whole archive.
+        cells: number of cells of the archive.
     """
     shape = _plane_shape(measures)
     grid = np.full(shape, -np.inf)
@@ -62,7 +62,7 @@ def choose_tiles(
         for position, block, cells in zip(_plane_index(measures, index), blocks, shape, strict=True)
     )
     tiles: dict[tuple[int, int], int] = {}
-    for elite in np.argsort(objective, kind="stable"):  # the best comes last and stays
+    for elite in np.argsort(objective, kind="stable"):  # the best is the last to be written
         tiles[int(columns[elite]), int(rows[elite])] = int(elite)
     return tiles
 
@@ -77,7 +77,7 @@ def draw_contact_sheet(
     """Elites laid out over the first two measures.
 
     Args:
-        tiles: (column, row) of each image, as `choose_tiles` counts them.
+        tiles: (column, row) of each image, as `choose_tiles` numbers them.
         images: [n, H, W, 3] in [0, 1].
     """
     columns, rows = (min(across, cells) for cells in _plane_shape(measures))
@@ -127,6 +127,6 @@ def _label(axes, measures: Sequence[MeasureConfig]) -> None:  # type: ignore[no-
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a PNG whose bytes follow from the figure alone."""
+    """Writes a PNG whose bytes depend only on the figure."""
     with files.replacing(path) as file:
         figure.savefig(file, dpi=110, format="png", metadata={"Software": None})

@@ -21,7 +21,7 @@ def read(out: Path) -> list[Row]:
 
 @contextlib.contextmanager
 def appending(out: Path, rows: list[Row]) -> Iterator[Callable[[Row], object]]:
-    """Writes `rows` in place of what metrics.csv holds; yields a function that appends a row."""
+    """Replaces the rows of metrics.csv by `rows`; yields a function that appends a row."""
     names = ["generation", "evaluations", *search.Metrics.__dataclass_fields__, "seconds"]
     partial = out / ".metrics.csv.partial"
     with open(partial, "w", newline="", buffering=1) as file:

@@ -1,4 +1,4 @@
-"""What stands in a run's folder, written at its end and read back.
+"""The files of a run's folder: written at the end of the run, and read back.
 
 config.toml          the resolved config (measure ranges in numbers)
 provenance.json      models and their checksums, versions, device, precision
@@ -35,7 +35,7 @@ from qdgs_jax.search import SearchState
 CONFIG = "config.toml"
 """The file that makes a folder a run's."""
 MAX_TABLE_LATENT = 64
-"""Latents longer than this stay out of archive.csv, which would grow to gigabytes."""
+"""archive.csv has no latents longer than this; it would grow to gigabytes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ def load_run(path: str | Path) -> Run:
 def write(
     problem: Problem, out: Path, state: SearchState, seconds: dict[str, float]
 ) -> dict[str, Any]:
-    """Writes the archive, its table, the pictures, and last the summary, which it returns."""
+    """Writes the archive, its table and the pictures, then the summary, and returns the summary."""
     elites = _collect(state)
     tensors = {
         "solution": elites.latents,
@@ -153,9 +153,9 @@ def _draw(problem: Problem, out: Path, elites: Elites, rows: list[Row]) -> None:
 
 
 def _plane(problem: Problem, elites: Elites) -> tuple[tuple[MeasureConfig, ...], np.ndarray]:
-    """The grid on which pictures lay the elites out, and the place of each.
+    """The grid of the pictures, as its measures, and the cell of each elite in that grid.
 
-    Another archive than a grid is shown on one over its first two measures.
+    Elites of an archive that is not a grid are shown on a grid over its first two measures.
     """
     measures, archive = problem.config.measures, problem.search.archive
     if isinstance(archive, GridArchive):

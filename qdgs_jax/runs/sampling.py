@@ -1,4 +1,4 @@
-"""A search in its folder, from the start or from its last checkpoint."""
+"""Runs a search in a folder, from the start or from its last checkpoint."""
 
 import contextlib
 import dataclasses
@@ -37,11 +37,11 @@ def sample(
     """Runs the search of `config` in the folder `out`, from the start or from its last checkpoint.
 
     Args:
-        generator: a generator of one's own and its weights, instead of the config's.
+        generator: your own generator and its weights, instead of the config's.
         report: called with every row of metrics.
 
     Returns:
-        What summary.json holds.
+        The contents of summary.json.
 
     Raises:
         ConfigError: the folder holds another run, or this one and `resume` is false.
@@ -79,15 +79,15 @@ def _claim(out: Path, problem: Problem, known: Path | None) -> None:
     for model in ("generator", "encoder"):
         if found[model] and before[model]["sha256"] != found[model]["sha256"]:
             raise ConfigError(
-                f"{out} began with other weights of the {model} {found[model]['name']}: "
-                "bring those back, or choose another folder."
+                f"{out} was started with other weights of the {model} {found[model]['name']}: "
+                "restore those, or choose another folder."
             )
 
 
 def _search(
     problem: Problem, out: Path, checkpoints: ocp.CheckpointManager, report: Report | None
 ) -> tuple[SearchState, dict[str, float]]:
-    """Searches to the end; returns the state and what compiling and running took, in seconds."""
+    """Searches to the end; returns the state, and the seconds of compiling and of running."""
     config = problem.config
     begin, advance, seconds_compile = _compile(problem)
     began = time.perf_counter()
@@ -117,7 +117,7 @@ def _search(
             if stop.is_set() and not last:
                 raise QDGSError(
                     f"Stopped at generation {generation} of {config.search.generations}: "
-                    "run the same command with --resume to go on."
+                    "run the same command with --resume to continue."
                 )
     return state, {
         "seconds_compile": seconds_compile,
@@ -150,9 +150,9 @@ def _restore(checkpoints: ocp.CheckpointManager, generation: int, like: SearchSt
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, so that the loop can end at a checkpoint.
+    """An event that Ctrl-C or SIGTERM sets, so that the loop can end with a checkpoint.
 
-    A second Ctrl-C acts as usual. Outside the main thread signals are left alone.
+    A second Ctrl-C acts as usual. Outside the main thread, signals are not handled.
     """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():

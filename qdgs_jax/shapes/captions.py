@@ -1,4 +1,4 @@
-"""What can be said of drawings and scenes: CLIP's texts."""
+"""Captions of drawings and scenes: the texts that the shapes CLIP is trained on."""
 
 import itertools
 from typing import NamedTuple, TypeAlias
@@ -13,15 +13,15 @@ ATTRIBUTES = {
     "across": ("left", "middle", "right"),
     "down": ("top", "middle", "bottom"),
 }
-"""What captions speak of, and the values that each can have."""
+"""The attributes that captions describe, and their values."""
 
 Allows: TypeAlias = dict[str, tuple[str, ...]]
-"""For each attribute that a text speaks of, the values that it allows."""
+"""For each attribute that a text describes, the values of which the text is true."""
 Phrases: TypeAlias = dict[str, Allows]
 
 
 class Caption(NamedTuple):
-    """A text, without article and full stop, and what it says."""
+    """A text, without article and full stop, and its meaning."""
 
     text: str
     allows: Allows
@@ -41,7 +41,7 @@ def sentence(caption: Caption, template: str) -> str:
 
 
 def captions() -> list[list[Caption]]:
-    """Families of captions; the members of a family are alike in what they speak of."""
+    """Families of captions; the captions of a family describe the same attributes."""
     names: dict[str, tuple[str, ...]] = {shape: (shape,) for shape in SHAPES}
     names |= {"square": ("square", "square or diamond", "diamond"), "ellipse": ("ellipse", "oval")}
     nouns = {name: shape for shape in SHAPES for name in names[shape]}
@@ -97,7 +97,7 @@ def captions() -> list[list[Caption]]:
 
 
 def _combine(template: str, *parts: Phrases) -> list[Caption]:
-    """Each choice of one phrase from every part."""
+    """All combinations of one phrase from every part."""
     return [
         Caption(
             template.format(*(phrase for phrase, _ in choice)),

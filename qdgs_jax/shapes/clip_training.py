@@ -1,4 +1,4 @@
-"""Training of the shapes CLIP: a command and a seed give the asset."""
+"""Training of the shapes CLIP; one command and seed reproduce the asset."""
 
 import dataclasses
 import functools
@@ -37,8 +37,8 @@ class CLIPTrainingConfig:
 
     optimiser: OptimiserConfig = _OPTIMISER
     scenes: int = 16384
-    """Scenes drawn before the training; each is met in eight symmetric versions. They are half of
-    each batch, new plain drawings the other."""
+    """Scenes drawn before the training, each of which is used in eight symmetric versions. Half of
+    each batch is scenes, the other half is new plain drawings."""
     captions: int = 96
     """Texts that each batch of images is compared with."""
     vision: clip.TowerConfig = _VISION
@@ -54,8 +54,8 @@ def train_clip(
     """Trains the shapes CLIP on scenes and captions and writes its folder.
 
     Each image is compared with each text of a batch by a sigmoid (Zhai et al. 2023, "Sigmoid loss
-    for language image pre-training"); as all truth is known, the target is the probability that
-    the text is true of the image, be it of another image as well.
+    for language image pre-training"). The attributes of all images are known, so the target is the
+    probability that the text is true of the image, even if it is true of other images too.
 
     Raises:
         ConfigError: `out` is there already.
@@ -92,14 +92,14 @@ def train_clip(
         encoder, params = encoders.load(str(folder))
         right = zero_shot(encoder, params, jax.random.key(seed + 1), count=2000)
         write_card(
-            folder, "clip", training.optimiser, ("told right", right),
+            folder, "clip", training.optimiser, ("accuracy", right),
             seed=seed, scenes=training.scenes, colours=len(COLOURS), shapes=", ".join(SHAPES),
             words=config.vocabulary_size - len(SPECIAL),
         )  # fmt: skip
 
 
 def make_loss(training: CLIPTrainingConfig, config: clip.CLIPConfig, table: CaptionTable) -> Loss:
-    """The sigmoid loss of a batch of scenes and captions, plus that of heads for attributes."""
+    """The sigmoid loss of scenes and captions, plus the loss of linear heads for attributes."""
 
     def loss(params: Params, key: Key, progress: Array, data: Scenes) -> Array:
         scene_key, turn_key, plain_key, caption_key = jax.random.split(key, 4)
@@ -117,8 +117,8 @@ def make_loss(training: CLIPTrainingConfig, config: clip.CLIPConfig, table: Capt
         for attribute, allowed in table.allows.items():
             truth *= scenes.truth[attribute] @ allowed[rows].T
         captions = optax.sigmoid_binary_cross_entropy(logits, truth).mean()
-        # Captions alone leave the image tower on a plateau for long. Linear heads, dropped
-        # afterwards, that read each attribute off its embedding take it beyond.
+        # With captions alone the loss stays on a plateau for long. Linear heads that predict each
+        # attribute from the image's embedding avoid this; they are dropped after the training.
         attributes = sum(
             optax.softmax_cross_entropy(images @ head, scenes.truth[attribute]).mean()
             for attribute, head in params["heads"].items()
@@ -131,7 +131,7 @@ def make_loss(training: CLIPTrainingConfig, config: clip.CLIPConfig, table: Capt
 def _init(config: clip.CLIPConfig, key: Key, place_key: Key) -> Params:
     """The CLIP, the bias of its logits, and a linear head for each attribute."""
     params = clip.init(config, key)
-    # As long as a patch's own embedding; CLIP's start, 40 times shorter, hides where it lies.
+    # As long as a patch's embedding; CLIP's initial ones, 40 times shorter, hide the position.
     place = params["vision"]["position_embedding"]
     params["vision"]["position_embedding"] = 0.7 * jax.random.normal(place_key, place.shape)
     heads = {
@@ -144,10 +144,10 @@ def _init(config: clip.CLIPConfig, key: Key, place_key: Key) -> Params:
 def zero_shot(
     encoder: encoders.Encoder, params: Params, key: Key, *, count: int = 400
 ) -> dict[str, float]:
-    """Zero-shot accuracy over all colours x shapes, on drawings that training never used.
+    """Zero-shot accuracy over all colours x shapes, on drawings that are not used in training.
 
     Returns:
-        Fractions of `count` drawings: right in "colour", in "shape", and in "both".
+        Accuracy over `count` drawings: of "colour", of "shape", and of "both" together.
     """
     names = [f"A {colour} {shape}." for colour in COLOURS for shape in SHAPES]
     texts = encoder.embed_tokens(params, encoder.tokenize(names))

@@ -1,4 +1,4 @@
-"""Drawings of plane shapes: what the shapes VAE is trained on, and classifiers."""
+"""Drawings of plane shapes, on which the shapes VAE and classifiers are trained."""
 
 import functools
 from collections.abc import Callable
@@ -125,13 +125,13 @@ def distance_to(shape: Array, place: Array, size: Array, angle: Array, *, image_
 
 
 def offsets(place: Array, image_size: int) -> tuple[Array, Array]:
-    """From a place to all pixels, in image sides: x [1, W] to the right, y [H, 1] upwards."""
+    """Offsets from a place to all pixels, in image sides: x [1, W] rightwards, y [H, 1] upwards."""
     pixels = (jnp.arange(image_size) + 0.5) / image_size
     return pixels[None] - place[0], place[1] - pixels[:, None]
 
 
 class Drawn(Protocol):
-    """Images with what is known of them."""
+    """Images with their attributes."""
 
     @property
     def images(self) -> Images: ...
@@ -150,5 +150,5 @@ def in_bytes(draw: Callable[[Key, int], D], key: Key, n: int) -> D:
 
 
 def as_bytes(drawn: D) -> D:
-    """The same with images of uint8."""
+    """The same drawings or scenes, with images of uint8."""
     return drawn._replace(images=jnp.round(255 * drawn.images).astype(jnp.uint8))

@@ -19,8 +19,8 @@ def write_card(
     """Fills assets/MODEL_card.md.
 
     Args:
-        quality: what was measured, and the figure of each kind of drawing.
-        values: what else the card names.
+        quality: name of the measured quantity, and its value for each kind of drawing.
+        values: further values that the card names.
     """
     card = (
         (_ASSETS / f"{model}_card.md")

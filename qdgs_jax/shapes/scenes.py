@@ -1,4 +1,4 @@
-"""What a generator of shapes may make, good or bad, with the truth about it: CLIP's images."""
+"""Scenes: good and bad images of shapes with their attributes, to train the shapes CLIP on."""
 
 import functools
 from typing import NamedTuple
@@ -26,7 +26,7 @@ class Scenes(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("n", "image_size"))
 def draw_plain_scenes(key: Key, n: int, *, image_size: int = 128) -> Scenes:
-    """Drawings of `draw_all` with the truth about them."""
+    """Drawings of `draw_all` with their attributes."""
     drawings, (place, size) = draw_anywhere(key, n, image_size=image_size)
     truth = {
         "shape": jax.nn.one_hot(drawings.shape, len(SHAPES) + 1),
@@ -39,17 +39,17 @@ def draw_plain_scenes(key: Key, n: int, *, image_size: int = 128) -> Scenes:
 
 @functools.partial(jax.jit, static_argnames=("n", "image_size"))
 def draw_scenes(key: Key, n: int, *, image_size: int = 128) -> Scenes:
-    """Draws what a generator of shapes may make, from good drawings to splatters, by degrees.
+    """Draws images as a generator of shapes may make them, from good drawings to splatters.
 
-    A quarter each: plain drawings, outlines out of true, blends of two drawings, splatters. Truth
-    is graded as well: a square that is a little bent is mostly a square, and partly no shape.
+    A quarter each: plain drawings, bent outlines, blends of two drawings, splatters. Attributes are
+    probabilities: a slightly bent square is mostly a square, and partly no shape.
     """
     scene = functools.partial(_scene, image_size=image_size)
     return Scenes(*jax.vmap(scene)(jax.random.split(key, n)))
 
 
 def turn(key: Key, scenes: Scenes) -> Scenes:
-    """All scenes, turned and mirrored by chance into one of eight ways."""
+    """Rotates and mirrors each scene at random, in one of eight ways."""
     across, down, swap = jax.random.bernoulli(key, shape=(3,))
     images, truth = scenes.images, dict(scenes.truth)
     images = jnp.where(across, images[:, :, ::-1], images)
@@ -85,7 +85,7 @@ def _scene(key: Key, *, image_size: int) -> tuple[Array, dict[str, Array]]:
         distance_to(shape, place + nudge, size, uniform(0, 2 * jnp.pi), image_size=image_size)
         for shape, nudge in zip(shapes, (jnp.zeros(()), uniform(-0.03, 0.03)), strict=True)
     )
-    # Out of true by a fraction of the size; blended either in outline or in ink.
+    # Outlines are bent by a fraction of the size; blends mix outlines, or inks.
     bend = bent * jnp.exp(uniform(jnp.log(0.005), jnp.log(0.4))) + (1 - bent) * uniform(0, 0.02)
     morph, ghost = (blended * uniform(0, 1) * (uniform(0, 1) < 0.6) for _ in range(2))
     blur = jnp.where(uniform(0, 1) < 0.5, uniform(0.002, 0.016), uniform(0.002, 0.07))
@@ -121,13 +121,13 @@ def _scene(key: Key, *, image_size: int) -> tuple[Array, dict[str, Array]]:
 
 
 def _shape_truth(shapes: tuple[Array, Array], good: Array, other: Array) -> Array:
-    """The first shape, the second as far as it is the `other`, none as far as it is not `good`."""
+    """Probabilities of shapes: the second has the share `other`, no shape the share 1 - `good`."""
     named = [jax.nn.one_hot(index, len(SHAPES)) for index in shapes]
     return jnp.append(good * ((1 - other) * named[0] + other * named[1]), 1 - good)
 
 
 def _colour_truth(colours: tuple[Array, Array], splattered: Array, mix: Array) -> Array:
-    """The colours in which a shape is mixed; both of a splatter."""
+    """Probabilities of colours: `mix` for the second colour, or equal ones for a splatter."""
     painted = [jax.nn.one_hot(index, len(COLOURS)) for index in colours]
     return jnp.where(
         splattered > 0,
@@ -137,7 +137,7 @@ def _colour_truth(colours: tuple[Array, Array], splattered: Array, mix: Array) -
 
 
 def _layout(place: Array, size: Array) -> dict[str, Array]:
-    """Truth about places [..., 2] and sizes [...]."""
+    """Probabilities of the attributes of places [..., 2] and sizes [...]."""
     return {
         "size": _thirds(size, 0.26, 0.4),
         "across": _thirds(place[..., 0], 0.42, 0.58),
@@ -146,7 +146,7 @@ def _layout(place: Array, size: Array) -> dict[str, Array]:
 
 
 def _step(x: Array, at: float, width: float) -> Array:
-    """From 0 to 1 around a place."""
+    """A smooth step from 0 to 1 at `at`."""
     return jax.nn.sigmoid((x - at) / width)
 
 

@@ -1,4 +1,4 @@
-"""Captions as tokens, one a word."""
+"""Captions as tokens, one for each word."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ CONTEXT_LENGTH = 24
 
 
 def make_tokenizer() -> tokenizers.Tokenizer:
-    """Lower-case words and punctuation, each a token; all other words are one, unknown."""
+    """One token for each known word, in lower case, and mark; one token for all unknown words."""
     split = pre_tokenizers.Whitespace()
     texts = [
         sentence(caption, template).lower()
@@ -39,7 +39,7 @@ def make_tokenizer() -> tokenizers.Tokenizer:
 
 
 def save_tokenizer(folder: Path, tokenizer: tokenizers.Tokenizer) -> None:
-    """Writes it as Hugging Face's `transformers` reads it."""
+    """Writes a tokenizer in the form that Hugging Face's `transformers` reads."""
     files.write(folder / "tokenizer.json", tokenizer.to_str(pretty=True) + "\n")
     values = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -53,15 +53,15 @@ def save_tokenizer(folder: Path, tokenizer: tokenizers.Tokenizer) -> None:
 
 
 class CaptionTable(NamedTuple):
-    """All captions in all sentences, K in number."""
+    """All K captions in all sentences."""
 
     ids: Array  # [K, T]
-    weights: Array  # [K] how often each is drawn; sums to 1
+    weights: Array  # [K] probability of each; they sum to 1
     allows: dict[str, Array]  # attribute -> [K, V] whether the text is true of each value
 
 
 def tabulate_captions(tokenizer: tokenizers.Tokenizer) -> CaptionTable:
-    """Families of captions are alike in weight, and so are the members of each."""
+    """All captions; families have equal weights, and so have the captions of one family."""
     texts, weights = [], []
     allows: dict[str, list[list[bool]]] = {attribute: [] for attribute in ATTRIBUTES}
     families = captions()

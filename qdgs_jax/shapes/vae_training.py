@@ -1,4 +1,4 @@
-"""Training of the shapes VAE: a command and a seed give the asset."""
+"""Training of the shapes VAE; one command and seed reproduce the asset."""
 
 import dataclasses
 import itertools
@@ -26,8 +26,8 @@ class VAETrainingConfig:
     model: vae.VAEConfig = _VAE
     colour_bias: float = 0.98
     beta: float = 75.0
-    """Weight of the latents' divergence from a standard normal distribution. It rises from 0 over
-    three quarters of the training: in full from the start, it would have rare groups forgotten."""
+    """Weight of the latents' KL divergence from a standard normal distribution. It rises from 0
+    over three quarters of the training: the full weight from the start loses rare groups."""
 
 
 def train_vae(
@@ -54,7 +54,7 @@ def train_vae(
 
 
 def make_loss(training: VAETrainingConfig) -> Loss:
-    """The reconstruction of new drawings, and the divergence of their latents, by its weight."""
+    """Reconstruction loss of new drawings, plus the weighted KL divergence of their latents."""
     config = training.model
 
     def loss(params: Params, key: Key, progress: Array, data: Data) -> Array:

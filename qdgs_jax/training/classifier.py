@@ -1,12 +1,12 @@
 """Images and labels -> a trained classifier -> classes of other images.
 
-The classifier is the paper's (QDGS, shapes domain). Functions that train take a leading axis S of
-seeds: trainings in parallel, with weights and data of their own, in one program.
+The classifier is the paper's (QDGS, shapes domain). Functions that train have a leading axis S of
+seeds: parallel trainings in one program, each with its own weights and data.
 """
 
 import functools
 import itertools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,17 +14,19 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from qdgs_jax.chunks import in_chunks
 from qdgs_jax.models.layers.pooled_convolution import in_parts, pooled_convolution
 from qdgs_jax.training.config import ClassifierConfig, TrainingConfig
+from qdgs_jax.training.descent import descend
 from qdgs_jax.typing import Array, Images, Key, Params
 
 TESTED_AT_ONCE = 100  # images
-# Uniform in +-1 / sqrt(fan-in), as PyTorch begins.
+# Uniform in +-1 / sqrt(fan-in), PyTorch's initialisation.
 _INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Data(NamedTuple):
-    """What is learned from."""
+    """The data of one training."""
 
     images: Array  # [N, H, W, 3] uint8
     labels: Array  # [N] int32, positions among the classes
@@ -32,7 +34,7 @@ class Data(NamedTuple):
 
 
 class TrainingState(struct.PyTreeNode):
-    """All that evolves in a training."""
+    """The state of a training."""
 
     params: Params
     optimiser: optax.OptState
@@ -64,7 +66,7 @@ class Network(nn.Module):
 
 
 class Convolution(nn.Module):
-    """Kernel and bias; `pooled_convolution` does the rest, in parts, where no module may be."""
+    """Kernel and bias for `pooled_convolution`, which runs in `in_parts`, where no module may."""
 
     features: int
 
@@ -75,7 +77,7 @@ class Convolution(nn.Module):
 
 
 def network(config: ClassifierConfig, classes: int) -> Network:
-    """Two classes take one output, whose sigmoid is the second's probability; more, one each."""
+    """Two classes have one output, whose sigmoid is the second's probability; more, one each."""
     return Network(config, 1 if classes == 2 else classes)
 
 
@@ -89,7 +91,7 @@ def init(
 
 
 def start(training: TrainingConfig, params: Params) -> TrainingState:
-    """Weights, with a leading axis S in each leaf, before a training."""
+    """The state before a training, from weights with a leading axis S in each leaf."""
     size = len(jax.tree.leaves(params)[0])
     optimiser = jax.vmap(_optimiser(training).init)(params)
     return TrainingState(params, optimiser, jnp.zeros(size, jnp.int32))
@@ -106,10 +108,10 @@ def train(
     *,
     classes: int,
 ) -> TrainingState:
-    """Trains for some more epochs, all in one program whatever their number.
+    """Trains for `epochs` more epochs, with one compiled program for any number of them.
 
-    An epoch meets each image once, in an order and at an angle of its own; the last batch is
-    smaller where the images do not fill it. Epochs in several calls are those of one call.
+    An epoch uses each image once, in random order and at a random angle. The last batch is smaller
+    if the images do not fill it. Splitting epochs over several calls does not change the result.
 
     Args:
         state: with a leading axis S in each leaf.
@@ -122,7 +124,7 @@ def train(
 
 @functools.partial(jax.jit, static_argnames=("config", "classes"))
 def predict(config: ClassifierConfig, params: Params, images: Array, *, classes: int) -> Array:
-    """The likeliest class of each image.
+    """The most probable class of each image.
 
     Args:
         params: with a leading axis S in each leaf.
@@ -132,16 +134,14 @@ def predict(config: ClassifierConfig, params: Params, images: Array, *, classes:
         [S, N] int32.
     """
 
-    def predict_some(params: Params, rows: Array) -> Array:
-        outputs = network(config, classes).apply(params, _as_floats(images[rows]))
+    def predict_some(params: Params, images: Array) -> Array:
+        outputs = network(config, classes).apply(params, _as_floats(images))
         return (outputs[:, 0] > 0).astype(jnp.int32) if classes == 2 else outputs.argmax(axis=1)
 
-    count = len(images)
-    size = min(TESTED_AT_ONCE, count)
-    rows = jnp.arange(count + -count % size).reshape(-1, size).clip(max=count - 1)
-    predict_one = jax.vmap(predict_some, in_axes=(0, None))
-    predicted = jax.lax.map(functools.partial(predict_one, params), rows)  # [blocks, S, size]
-    return predicted.swapaxes(0, 1).reshape(-1, rows.size)[:, :count]
+    def predict_all(params: Params) -> Array:
+        return in_chunks(functools.partial(predict_some, params), TESTED_AT_ONCE)(images)
+
+    return jax.vmap(predict_all)(params)
 
 
 def _train_one(
@@ -155,37 +155,33 @@ def _train_one(
     count = len(data.labels)
     batches, rest = divmod(count, training.batch_size)
 
-    def step(state: TrainingState, batch: tuple[Array, Key]) -> tuple[TrainingState, Any]:
+    def loss(params: Params, batch: tuple[Array, Key]) -> Array:
         rows, turn_key = batch
         chosen = Data(*(leaf[rows] for leaf in data))
         images = _as_floats(rotate(turn_key, chosen.images, degrees=training.rotation))
+        losses = _cross_entropy(network.apply(params, images), chosen.labels)
+        return (chosen.weights * losses).mean()
 
-        def loss(params: Params) -> Array:
-            losses = _cross_entropy(network.apply(params, images), chosen.labels)
-            return (chosen.weights * losses).mean()
-
-        gradient = jax.grad(loss)(state.params)
-        updates, optimiser = _optimiser(training).update(gradient, state.optimiser, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return state.replace(params=params, optimiser=optimiser), None
+    descend_on = functools.partial(descend, loss, _optimiser(training))
 
     def epoch(_: Array, state: TrainingState) -> TrainingState:
         order_key, turn_key = jax.random.split(jax.random.fold_in(key, state.epoch))
         rows = jax.random.permutation(order_key, count)
         turn_keys = jax.random.split(turn_key, batches + 1)
         whole = rows[: count - rest].reshape(batches, training.batch_size)
-        state, _ = jax.lax.scan(step, state, (whole, turn_keys[:-1]))
+        params, optimiser, _ = descend_on(state.params, state.optimiser, (whole, turn_keys[:-1]))
         if rest:
-            state, _ = step(state, (rows[count - rest :], turn_keys[-1]))
-        return state.replace(epoch=state.epoch + 1)
+            last = rows[None, count - rest :], turn_keys[-1:]
+            params, optimiser, _ = descend_on(params, optimiser, last)
+        return TrainingState(params, optimiser, state.epoch + 1)
 
     return jax.lax.fori_loop(0, epochs, epoch, state)
 
 
 def rotate(key: Key, images: Array, *, degrees: float) -> Array:
-    """Turns each image about its centre by an angle drawn from +-degrees.
+    """Rotates each image [N, H, W, 3] about its centre by an angle drawn from +-degrees.
 
-    Pixels are the nearest of the unturned image [N, H, W, 3]; beyond its edge, the edge's.
+    Interpolation is by the nearest pixel. Pixels beyond the edge repeat the edge.
     """
     if degrees == 0:
         return images

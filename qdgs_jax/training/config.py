@@ -13,7 +13,7 @@ class ClassifierConfig:
     """A small convolutional network; the defaults are the paper's."""
 
     channels: Annotated[tuple[Count, ...], Field(min_length=1)] = (16, 32, 64)
-    """Of 3 x 3 convolutions, each followed by 2 x 2 max pooling."""
+    """Channels of 3 x 3 convolutions, each followed by 2 x 2 max pooling."""
     hidden: Count = 128
     """Width of the linear layer before the last."""
 
@@ -27,11 +27,11 @@ class TrainingConfig:
     learning_rate: Positive = 1e-3
     batch_size: Count = 128
     epochs: Count = 20
-    """On the biased images."""
+    """Epochs on the biased images."""
     repair_epochs: Count = 30
-    """On the images of the repair alone, by a new optimiser."""
+    """Epochs on only the images of the repair, with a new optimiser."""
     rotation: Annotated[float, Field(ge=0, le=180)] = 180.0
-    """Augmentation: each image is turned by up to so many degrees either way; 0 for none."""
+    """Augmentation: each image is rotated by at most this many degrees either way; 0 for none."""
 
 
 @checked
@@ -39,7 +39,7 @@ class TrainConfig:
     """Training on one folder of images, and repair with another."""
 
     seeds: Count = 5
-    """Trainings, each with initial weights and an order of its own."""
+    """Trainings, each with its own initial weights and order of images."""
     classifier: ClassifierConfig = ClassifierConfig()
     training: TrainingConfig = TrainingConfig()
 

@@ -1,4 +1,4 @@
-"""The loop that all trainings share: a gradient step a batch."""
+"""Gradient descent: the loop of all trainings, and the training of the built-in models."""
 
 import dataclasses
 import functools
@@ -19,11 +19,37 @@ Loss: TypeAlias = Callable[[Params, Key, Array, Data], Array]
 
 @dataclasses.dataclass(frozen=True)
 class OptimiserConfig:
-    """A training's length, and its learning rate with a warm-up and a cosine decay."""
+    """Number and size of batches, and a learning rate with a warm-up and a cosine decay."""
 
     steps: int
     batch_size: int = 32
     learning_rate: float = 3e-3
+
+
+def descend(
+    loss: Callable[[Params, Any], Array],
+    optimiser: optax.GradientTransformation,
+    params: Params,
+    state: optax.OptState,
+    batches: Any,
+) -> tuple[Params, optax.OptState, Array]:
+    """One gradient step for each of `batches`, a pytree of arrays [T, ...].
+
+    Args:
+        loss: (params, batch) -> [].
+
+    Returns:
+        Parameters, the optimiser's state, and losses [T].
+    """
+
+    def step(carry: Any, batch: Any) -> tuple[Any, Array]:
+        params, state = carry
+        value, gradient = jax.value_and_grad(loss)(params, batch)
+        updates, state = optimiser.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), value
+
+    (params, state), losses = jax.lax.scan(step, (params, state), batches)
+    return params, state, losses
 
 
 def minimise(
@@ -35,31 +61,28 @@ def minimise(
     *,
     method: Callable[[optax.Schedule], optax.GradientTransformation] = optax.adam,
 ) -> Params:
-    """Descends on losses of fresh batches; a bar shows the progress on terminals."""
+    """Minimises the loss by gradient descent; terminals show a progress bar."""
     warmup = min(100, config.steps // 10)
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, warmup, config.steps, config.learning_rate / 100
     )
     optimiser = method(schedule)
 
-    def step(data: Data, carry: Any, index: Array) -> tuple[Any, Array]:
-        params, state = carry
-        step_key = jax.random.fold_in(key, index)
-        progress = index / config.steps
-        value, gradient = jax.value_and_grad(loss)(params, step_key, progress, data)
-        updates, state = optimiser.update(gradient, state, params)
-        return (optax.apply_updates(params, updates), state), value
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def descend_some(
+        params: Params, state: optax.OptState, indices: Array, data: Data
+    ) -> tuple[Params, optax.OptState, Array]:
+        def loss_at(params: Params, index: Array) -> Array:
+            return loss(params, jax.random.fold_in(key, index), index / config.steps, data)
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def scan(carry: Any, indices: Array, data: Data) -> tuple[Any, Array]:
-        return jax.lax.scan(functools.partial(step, data), carry, indices)
+        return descend(loss_at, optimiser, params, state, indices)
 
-    carry = params, optimiser.init(params)
+    state = optimiser.init(params)
     block = max(1, min(50, config.steps))
     with trange(config.steps, disable=None, unit="step") as bar:
         for start in range(0, config.steps, block):
             indices = jnp.arange(start, min(start + block, config.steps))
-            carry, values = scan(carry, indices, data)
-            bar.set_postfix(loss=f"{values.mean():.4g}", refresh=False)
+            params, state, losses = descend_some(params, state, indices, data)
+            bar.set_postfix(loss=f"{losses.mean():.4g}", refresh=False)
             bar.update(len(indices))
-    return carry[0]
+    return params

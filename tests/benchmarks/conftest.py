@@ -1,4 +1,4 @@
-"""Benchmarks are scripts: their folder is on the path, as when they run."""
+"""Benchmarks are scripts: their folder is put on the path, as it is when they run."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The figures of the shapes benchmark are counted right."""
+"""The figures of the shapes benchmark are counted correctly."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A generator of one colour, an encoder that sees it, and finished runs of them."""
+"""A generator of one colour, an encoder that reads the colour, and finished runs of both."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""What each bin was asked for, and what it got."""
+"""How many images each bin was asked for, and how many it got."""
 
 import json
 import math
@@ -47,7 +47,7 @@ def test_empty_bins_are_listed_and_shift_nothing(run, tmp_path, records):
     assert with_gap.empty_bins == ("nowhere",)
     assert [(bin.asked, bin.got) for bin in with_gap.bins] == [(10, 10), (10, 0), (10, 10)]
     assert with_gap.got == 20 < with_gap.asked == 30
-    # The empty class keeps its folder, hence its number.
+    # The empty class keeps its folder, and with it its class number.
     folders = sorted(path.name for path in (tmp_path / "gap").iterdir() if path.is_dir())
     assert folders == ["high", "low", "missing"]
     for record in records(tmp_path / "gap"):
@@ -75,5 +75,29 @@ def test_min_objective_filters_elites(run, tmp_path, records):
     lower = dataset.export(path, tmp_path / "lower", min_objective=0.0, count=2)
     assert lower.empty_bins == ()
     assert lower.below_min_objective == 0
-    with pytest.raises(QDGSError, match="100 for an objective below 1000"):
+    with pytest.raises(QDGSError, match="100 because of an objective below 1000"):
         dataset.export(path, tmp_path / "none", min_objective=1000.0)
+
+
+def test_copies_are_named(run, tmp_path):
+    corner = BinConfig(name="corner", label="c", where={"x": (0.79, 1.0), "y": (0.4, 1.0)})
+    balance = dataset.export(run(LEFT, corner), tmp_path / "out", count=16)
+    assert str(balance) == (
+        "16 images, 16 of them new; 11 are different, the others are copies (`latent_row`)."
+    )
+    assert "latent_row` are copies: keep them together" in (tmp_path / "out/README.md").read_text()
+    assert "copies" not in str(dataset.export(run(LEFT), tmp_path / "few", count=16))
+
+
+def test_without_repeats_bins_get_fewer(run, tmp_path, records):
+    corner = BinConfig(name="corner", label="c", where={"x": (0.79, 1.0), "y": (0.4, 1.0)})
+    path, out = run(LEFT, corner, NOWHERE), tmp_path / "out"
+    balance = dataset.export(path, out, count=24, no_repeat=True)
+    assert [bin.got for bin in balance.bins] == [8, 3, 0]
+    rows = [record["latent_row"] for record in records(out)]
+    assert len(set(rows)) == len(rows) == balance.got == 11
+    assert "too few elites: corner (3 of 8)" in str(balance)
+    assert "No elite is shown twice" in (out / "README.md").read_text()
+    assert dataset.export(path, out, count=24, no_repeat=True).written == 0
+    with pytest.raises(QDGSError, match="another dataset"):
+        dataset.export(path, out, count=24)

@@ -1,4 +1,4 @@
-"""Bins: what each holds, and what is drawn of it."""
+"""Bins: the measures that each holds, and draws from bins."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ import pytest
 
 from qdgs_jax.config import BinConfig, Config, MeasureConfig
 from qdgs_jax.datasets import export as dataset
-from qdgs_jax.datasets.bins import assign_bins, draw_evenly
+from qdgs_jax.datasets.bins import assign_bins, choose_test, draw_evenly
 from qdgs_jax.errors import ConfigError
 
 
@@ -29,6 +29,43 @@ def test_every_elite_of_a_bin_is_drawn_before_any_again() -> None:
     np.testing.assert_array_equal(np.sort(rows[:6].reshape(3, 2)), [[0, 4]] * 3)
     np.testing.assert_array_equal(np.sort(rows[6:].reshape(2, 3)), [[1, 3, 5]] * 2)
     assert len(draw_evenly(bin, 2, 5, seed=0)) == 5
+
+
+def test_without_repeats_a_bin_is_drawn_once_at_most() -> None:
+    bin = np.array([0, 1, -1, 1, 0, 1])
+    rows = draw_evenly(bin, 3, 9, seed=2, repeat=False)
+    np.testing.assert_array_equal(np.sort(rows[:2]), [0, 4])
+    np.testing.assert_array_equal(np.sort(rows[2:]), [1, 3, 5])
+    enough = draw_evenly(bin, 3, 6, seed=2, repeat=False)
+    np.testing.assert_array_equal(enough, draw_evenly(bin, 3, 6, seed=2))
+
+
+@pytest.mark.parametrize(
+    ("elites", "count", "share", "expected"),
+    [
+        (10, 10, 0.2, 2),
+        (250, 250, 0.2, 50),
+        (104, 250, 0.2, 50),  # 42 elites three times, 62 twice
+        (4, 20, 0.2, 5),  # 4 of 20 is wanted; each elite has five copies
+        (4, 22, 0.5, 11),  # copies 6, 6, 5, 5
+        (3, 3, 0.2, 1),  # 0.6 images
+        (1, 5, 0.2, 0),
+        (1, 5, 0.8, 5),
+        (2, 9, 0.9, 9),
+    ],
+)
+def test_copies_stay_together_and_shares_are_as_near_as_they_allow(
+    elites: int, count: int, share: float, expected: int
+) -> None:
+    """In a second bin, too, whatever the first is like."""
+    bin = np.repeat([0, 1], [elites, 7])
+    rows = draw_evenly(bin, 2, 2 * count, seed=1)
+    test = choose_test(rows, bin[rows], share, seed=1)
+    assert not set(rows[test]) & set(rows[~test])
+    assert test[bin[rows] == 0].sum() == expected
+    if elites > 9:
+        other = choose_test(rows, bin[rows], share, seed=2)
+        assert set(rows[other]) != set(rows[test])
 
 
 def test_bins_are_half_open(make_config):
@@ -63,7 +100,8 @@ def test_an_edge_belongs_to_the_bin_that_holds_it_not_to_its_neighbour(make_conf
 
 
 @pytest.mark.parametrize(
-    "label", ["a/b", "..", "", "a\\b", ".hidden", "manifest.json", "a ", "x\n"]
+    "label",
+    ["a/b", "..", "", "a\\b", ".hidden", "manifest.json", "a ", "x\n", "unlabelled", "é" * 101],
 )
 def test_labels_must_be_names_of_folders(run, tmp_path, label):
     bin = BinConfig(name="odd", label=label, where={})

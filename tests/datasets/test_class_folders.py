@@ -1,4 +1,4 @@
-"""Anybody's ImageFolders: what is read, and what users are told of folders that do not fit."""
+"""Reading of any ImageFolder, and the errors for folders that do not fit."""
 
 import json
 import subprocess
@@ -26,21 +26,41 @@ def write_folder(folder: Path, names: dict[str, Any], *, size: tuple[int, int] =
 
 
 def test_read(tmp_path: Path) -> None:
-    names = {"b/1.png": "red", "unlabelled/2.png": None, "a/0/3.png": "blue", "a/4.png": 5}
+    names = {"b/1.png": "red", "unlabelled/2.png": True, "a/0/3.png": "blue", "a/4.png": 5}
     folder = write_folder(tmp_path, names)
     images = read_folder(folder, group="colour")
-    assert images.labels == ("b", "a", "a")
-    assert images.groups == ("red", "blue", "5")
-    assert images.pixels.shape == (3, 4, 6, 3)
-    assert images.pixels[:, 0, 0, 0].tolist() == [0, 2, 3]
-    some = images.take(np.array([2, 0, 2]))
+    assert images.labels == ("b", "unlabelled", "a", "a")
+    assert images.groups == ("red", "True", "blue", "5")
+    assert images.pixels.shape == (4, 4, 6, 3)
+    assert images.pixels[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+    some = images.take(np.array([3, 0, 3]))
     assert some.groups == ("5", "red", "5")
     assert some.pixels[:, 0, 0, 0].tolist() == [3, 0, 3]
 
+    assert images.repeated(6).labels == ("b", "b", "unlabelled", "a", "a", "a")
+    assert images.repeated(6).pixels[:, 0, 0, 0].tolist() == [0, 0, 1, 2, 2, 3]
+    assert images.repeated(4).labels == images.labels
+
     (folder / "metadata.jsonl").unlink()
-    assert read_folder(folder).labels == ("a", "a", "b")
-    with pytest.raises(ConfigError, match="is missing, whose column 'colour'"):
+    assert read_folder(folder).labels == ("a", "a", "b", "unlabelled")
+    with pytest.raises(ConfigError, match=r"is missing, whose column 'colour'.*: add it"):
         read_folder(folder, group="colour")
+    (folder / "metadata.csv").touch()
+    with pytest.raises(ConfigError, match=r"metadata.csv, which is not read, as lines of JSON\.$"):
+        read_folder(folder, group="colour")
+
+
+def test_what_lies_in_no_bin_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    """Of a baseline's class `unlabelled`; a class of that name elsewhere is one like others."""
+    folder = write_folder(tmp_path, {"unlabelled/1.png": 1, "unlabelled/2.png": 2, "a/3.png": 3})
+    lines = [
+        {"file_name": "unlabelled/1.png", "bin": None},
+        {"file_name": "unlabelled/2.png", "bin": "all"},
+        {"file_name": "a/3.png", "bin": None, "colour": 3},
+    ]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.warns(UserWarning, match="1 images of .*unlabelled lie in no bin and are left out"):
+        assert read_folder(folder).labels == ("unlabelled", "a")
 
 
 def test_reading_needs_nothing_heavy() -> None:
@@ -63,7 +83,7 @@ def test_mistakes_in_a_folder(tmp_path: Path) -> None:
     with pytest.raises(QDGSError, match="cannot be read"):
         read_folder(folder)
     (folder / "b/1.png").unlink()
-    with pytest.raises(QDGSError, match="cannot be read"):
+    with pytest.raises(QDGSError, match=r"cannot be read \(No such file"):
         read_folder(folder)
     (folder / "metadata.jsonl").write_text('{"file": 1}\n')
     with pytest.raises(ConfigError, match="is not a line of JSON with a `file_name`"):

@@ -1,6 +1,8 @@
 """Elites of a run, or random samples, as a dataset."""
 
+import json
 import math
+from collections import Counter
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from qdgs_jax import generators
 from qdgs_jax.config import BinConfig
 from qdgs_jax.datasets import export as dataset
 from qdgs_jax.datasets import image_folder
+from qdgs_jax.datasets.class_folders import read_folder
 from qdgs_jax.errors import ConfigError, QDGSError
 from qdgs_jax.generators import Generator
 
@@ -40,17 +43,63 @@ def test_same_arguments_same_bytes(run, tmp_path, contents):
     assert contents(tmp_path / "one") != contents(tmp_path / "three")
 
 
+def test_a_split_keeps_copies_together_in_every_bin(run, tmp_path, records, contents):
+    corner = BinConfig(name="corner", label="c", where={"x": (0.79, 1.0), "y": (-0.4, 1.0)})
+    path, out = run(LEFT, corner, NOWHERE), tmp_path / "out"
+    balance = dataset.export(path, out, count=90, test_share=0.2)
+    assert [bin.test for bin in balance.bins] == [6, 5, 0]  # of 7 elites, four or five times each
+    assert "60 images, 60 of them new; 27 are different" in str(balance)
+    assert "11 are in `test`; 90 were asked for" in str(balance)
+    assert json.loads((out / "balance.json").read_text())["bins"][1]["test"] == 5
+    parts = {part: records(out / part) for part in ("train", "test")}
+    rows = [{record["latent_row"] for record in part} for part in parts.values()]
+    assert not rows[0] & rows[1]
+    assert sorted(record["id"] for part in parts.values() for record in part) == list(range(60))
+    for part in ("train", "test"):
+        folder = read_folder(out / part, group="bin")
+        assert Counter(folder.groups) == Counter(record["bin"] for record in parts[part])
+        classes = sorted(path.name for path in (out / part).iterdir() if path.is_dir())
+        assert classes == ["c", "low", "missing"]  # as torchvision numbers them
+    assert dataset.export(path, out, count=90, test_share=0.2).written == 0
+    next((out / "test").rglob("*.png")).unlink()
+    before = contents(tmp_path / "out")
+    assert dataset.export(path, out, count=90, test_share=0.2).written == 1
+    assert len(contents(out)) == len(before) + 1
+    with pytest.raises(QDGSError, match="another dataset"):
+        dataset.export(path, out, count=90)
+
+
+def test_a_bin_that_cannot_be_divided_is_named(run, tmp_path):
+    dot = BinConfig(name="dot", label="d", where={"x": (0.79, 1.0), "y": (0.8, 1.0)})
+    balance = dataset.export(run(LEFT, dot), tmp_path / "out", count=20, test_share=0.2)
+    assert [bin.test for bin in balance.bins] == [2, 0]
+    assert "2 are in `test`, none of them of these bins: dot" in str(balance)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.5, 2.0, math.nan])
+def test_impossible_test_shares(run, tmp_path, share):
+    with pytest.raises(ConfigError, match=r"test share of .* is impossible: choose one between"):
+        dataset.export(run(), tmp_path / "out", count=9, test_share=share)
+    with pytest.raises(ConfigError, match="2 images of 2 elites are too few for a test share of"):
+        dataset.export(run(), tmp_path / "out", count=2, test_share=0.1)
+    assert not (tmp_path / "out").exists()
+
+
 def test_all_bins_empty_is_refused(run, tmp_path):
     with pytest.raises(QDGSError, match=r"no bin holds them.*search longer"):
         dataset.export(run(NOWHERE), tmp_path / "out", count=5)
     assert not (tmp_path / "out").exists()  # so that the same folder serves the next attempt
 
 
-@pytest.mark.parametrize("numbers", [{"count": 0}, {"count": 1, "seed": -1}])
+@pytest.mark.parametrize(
+    "numbers",
+    [{"count": 0}, {"count": 10**12}, {"count": 1, "seed": -1}, {"count": 1, "seed": 2**32}],
+)
 def test_impossible_numbers(run, tmp_path, numbers, make_config):
-    with pytest.raises(ConfigError, match="or more"):
+    wanted = "or more|more than 10,000,000: ask for fewer|below 2\\^32"
+    with pytest.raises(ConfigError, match=wanted):
         dataset.export(run(), tmp_path / "out", **numbers)
-    with pytest.raises(ConfigError, match="or more"):
+    with pytest.raises(ConfigError, match=wanted):
         dataset.baseline(make_config(), tmp_path / "out", **numbers)
 
 

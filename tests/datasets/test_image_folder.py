@@ -6,7 +6,9 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import resource
+import shutil
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -142,6 +144,56 @@ def test_a_damaged_image_of_a_finished_export_is_mended(run, tmp_path, contents)
     assert contents(out) == whole
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_manifest_touches_nothing_but_the_datasets_own_files(run, tmp_path, contents, first):
+    """Names of others with a wrong checksum, as of files that are damaged."""
+    path, out, victim = run(LEFT, RIGHT), tmp_path / "out", tmp_path / "victim.txt"
+    dataset.export(path, out, count=6)
+    whole = contents(out)
+    victim.write_text("keep")
+    (out / "notes.txt").write_text("keep")
+    (out / "low/999999.png").write_text("keep")
+    (out / "link.txt").symlink_to(victim)
+    names = [str(victim), "../victim.txt", "notes.txt", "low/999999.png", "link.txt", "\0", 7, ".."]
+    entries = [json.dumps({"file_name": name, "bytes": 4, "sha256": "0"}) for name in names]
+    entries += ["[" * 10_000, '{"file_name": "\\ud800"}', "[]"]
+    lines = (out / "manifest.json").read_text().split("\n")
+    start = lines.index(' "files": [') + 1 if first else -3
+    lines[start:start] = [f"  {entry}," for entry in entries]
+    (out / "manifest.json").write_text("\n".join(lines))
+    dataset.export(path, out, count=6)
+    assert victim.read_text() == "keep"
+    kept = {"notes.txt": b"keep", "low/999999.png": b"keep", "link.txt": b"keep"}
+    assert contents(out) == {**whole, **kept}
+
+
+def test_links_do_not_lead_images_out_of_the_folder(run, tmp_path):
+    path, out, other = run(LEFT, RIGHT), tmp_path / "out", tmp_path / "other"
+    dataset.export(path, out, count=6)
+    shutil.move(out / "low", other)
+    (out / "low").symlink_to(other)
+    (other / "000000.png").write_text("keep")
+    with pytest.raises(QDGSError, match="/low leads out of its folder: remove that link"):
+        dataset.export(path, out, count=6)
+    assert (other / "000000.png").read_text() == "keep"
+
+
+def test_what_is_no_file_is_replaced_unopened(run, tmp_path, contents):
+    path, out = run(LEFT, RIGHT), tmp_path / "out"
+    dataset.export(path, out, count=6)
+    whole = contents(out)
+    (out / "low/000000.png").unlink()
+    os.mkfifo(out / "low/000000.png")
+    assert dataset.export(path, out, count=6).written == 1
+    (out / "manifest.json").rename(out / "manifest.json.part")
+    lines = (out / "manifest.json.part").read_text().split('"files"')[0].rstrip(", \n") + "}\n"
+    (out / "manifest.json.part").write_text(lines)
+    (out / "low/000000.png").unlink()
+    os.mkfifo(out / "low/000000.png")
+    assert dataset.export(path, out, count=6).written == 1
+    assert contents(out) == whole
+
+
 @pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize(
     ("other", "named"),
@@ -216,8 +268,30 @@ def test_out_that_is_a_file(run, tmp_path):
         dataset.export(run(), tmp_path / "out", count=1)
 
 
-def test_a_manifest_that_is_no_json(run, tmp_path):
+@pytest.mark.parametrize(
+    "text", ["oops", "[]", "", "[" * 100_000, '{"count": ' + "1" * 5_000 + "}", '{"a": "\\ud800"}']
+)
+def test_a_manifest_that_is_none(run, tmp_path, text):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/manifest.json").write_text("oops")
+    (tmp_path / "out/manifest.json").write_text(text)
     with pytest.raises(QDGSError, match="delete the folder"):
         dataset.export(run(), tmp_path / "out", count=1)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", "[" * 100_000, "\0", '{"asked": ' + "1" * 5_000 + "}", '"\\ud800"']
+)
+def test_a_balance_that_is_none(run, tmp_path, text):
+    """As its manifest says: whole, but a stranger's."""
+    path, out = run(LEFT), tmp_path / "out"
+    dataset.export(path, out, count=2)
+    before = (out / "balance.json").read_bytes()
+    (out / "balance.json").write_text(text)
+    manifest = (out / "manifest.json").read_text()
+    manifest = manifest.replace(
+        hashlib.sha256(before).hexdigest(), files.sha256(out / "balance.json")
+    )
+    manifest = manifest.replace(f'"bytes": {len(before)},', f'"bytes": {len(text)},')
+    (out / "manifest.json").write_text(manifest)
+    with pytest.raises(QDGSError, match=r"balance.json is damaged .*: delete"):
+        dataset.export(path, out, count=2)

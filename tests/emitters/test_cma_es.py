@@ -1,8 +1,8 @@
-"""CMA-ES against pyribs' in float64, with the same normal draws.
+"""CMA-ES compared with pyribs' in float64, with the same normal draws.
 
-An eigenbasis is not unique where eigenvalues coincide, as they do after a start, and two LAPACKs
-choose differently. So the draws are given as seen from outside: m + sigma B D (B' z) is the same
-for every choice of B.
+An eigenbasis is not unique if eigenvalues coincide, as they do at the start, and two LAPACKs choose
+different ones. Hence the draws are given as B' z: m + sigma B D (B' z) is the same for every choice
+of B.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from qdgs_jax.emitters.cma_es import CMAES, CMAESState, recombination_weights
 
 
 class Draws:
-    """Stands in for numpy's generator: hands out the normals it was given."""
+    """Replaces numpy's generator: returns the normals that it was given."""
 
     def __init__(self, es: CMAEvolutionStrategy) -> None:
         self.es = es
@@ -126,7 +126,7 @@ def test_no_parent_no_weight() -> None:
 
 
 def test_emitters_do_not_touch_each_other() -> None:
-    """Nine emitters out of step, none, few or all due for decomposition, are nine single ones."""
+    """Nine emitters out of step equal nine single ones, whether none, few or all are decomposed."""
     with jax.enable_x64(True):
         es, E, n = CMAES(6, sigma0=0.3), 9, 8  # decomposed every second generation or so
         means = jax.random.normal(jax.random.key(0), (E, n))
@@ -152,7 +152,7 @@ def test_emitters_do_not_touch_each_other() -> None:
 
 
 def test_large_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Side by side, without anybody's having to limit the threads of BLAS first."""
+    """In parallel, without limiting the threads of BLAS before."""
     monkeypatch.setattr(cma_es, "_CALLS", 3)  # of 2, 2 and 1 matrices
     threadpoolctl.threadpool_limits(2, user_api="blas")
     factor = np.random.default_rng(0).normal(size=(5, 40, 40)).astype(np.float32)
@@ -169,7 +169,7 @@ def test_large_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_cholesky_factors_give_the_same_distribution() -> None:
-    """Solutions of covariance sigma^2 C, and whitened steps as long as by C^-1/2."""
+    """Solutions have covariance sigma^2 C, and whitened steps the length of C^-1/2 `step`."""
     with jax.enable_x64(True):
         n = 6
         A = jax.random.normal(jax.random.key(0), (2, n, n))

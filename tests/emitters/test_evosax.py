@@ -1,4 +1,4 @@
-"""Strategies of evosax behind our protocol."""
+"""Strategies of evosax as a `Strategy` of this package."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ NAMES = ["sep_cma_es", "lm_ma_es", "openai_es"]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_learns_from_ranks(name: str) -> None:
-    """Three emitters in 20 dimensions find the bottom of an ellipsoid, each its own way."""
+    """Three emitters in 20 dimensions find the minimum of an ellipsoid by different draws."""
     strategy = Evosax(name, 16, 0.3, step_size=0.05)
     scale = jnp.logspace(0, 1, 20)
     state = strategy.init(jnp.ones((3, 20)) * jnp.array([[1.0], [2.0], [-1.0]]))

@@ -1,6 +1,6 @@
-"""Our archives and emitters inside QDax's MAPElites, free of what is wrong in QDax 0.5.
+"""Archives and emitters of this package inside QDax's MAPElites, without defects of QDax 0.5.
 
-Each defect of QDax that concerns us is named by the test that shows ours to be free of it.
+For each relevant defect of QDax, a test names it and shows that this package does not have it.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""What the learning emitters do with a batch that ends them; traces are in test_traces.py."""
+"""Restarts of emitters after a batch that ends them; traces are in test_traces.py."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""Both learning emitters against pyribs' in float64: the same draws, 250 generations, all state.
+"""Both emitters with an update, compared with pyribs' in float64: same draws, 250 generations.
 
-Draws are given as seen from outside the eigenbasis, see test_cma_es.py. Restarts begin at elites
-that the test chooses. Scores are computed once, of pyribs' solutions, and told to both.
+The whole state is compared. Draws do not depend on the eigenbasis, see test_cma_es.py. Restarts
+begin at elites that the test chooses. Scores are computed once, of pyribs' solutions, for both.
 """
 
 import math
@@ -39,14 +39,14 @@ def score(x: np.ndarray, rounded: bool) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 class Draws:
-    """Stands in for numpy's generator: hands out the normals it was given."""
+    """Replaces numpy's generator: returns the normals that it was given."""
 
     def normal(self, loc: float, scale: float, size: tuple[int, ...]) -> np.ndarray:
         return loc + scale * self.normals
 
 
 class Pair:
-    """Our bank of emitters and pyribs' emitters, each with its archive."""
+    """A bank of emitters of this package and pyribs' emitters, each with its archive."""
 
     def __init__(self, archive: GridArchive, emitter: Any, theirs: Any, start: np.ndarray) -> None:
         self.archive, self.emitter = archive, emitter
@@ -117,7 +117,7 @@ class Pair:
         return info, insertion
 
     def tell_theirs(self, solutions: Any, objective: Any, measures: Any, info: Any, ended: Any):
-        """Tells pyribs' emitters, and begins ours anew from the same elites where they do."""
+        """Tells pyribs' emitters, and restarts the bank's emitters from the same elites."""
         elites = np.zeros((E, D))
         size = len(solutions) // E
         for e, them in enumerate(self.theirs):
@@ -127,7 +127,7 @@ class Pair:
             if not self.store.empty:
                 data = self.store.data("solution")
                 elites[e] = data[self.rng.integers(len(data))]
-            else:  # where pyribs would raise
+            else:  # pyribs would raise
                 elites[e] = solutions[rows][0]
             self.store.sample_elites = lambda n, e=e: {"solution": elites[e][None]}
             them.tell(solutions[rows], objective[rows], measures[rows], verdict)
@@ -185,7 +185,7 @@ def test_gradient_arborescence(
 
     with jax.enable_x64(True):
         ours = GradientArborescence(E, batch_size, 2, 0.5, 0.3, optimizer, rules)
-        # So far out that the first generations leave the archive with a floor empty.
+        # So far out that an archive with a floor stays empty in the first generations.
         start = np.random.default_rng(0).normal(size=(E, D)) + 3.5
         pair = Pair(archive, ours, theirs, start)
         for _ in range(250):

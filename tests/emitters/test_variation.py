@@ -1,4 +1,4 @@
-"""Emitters that change elites and learn nothing."""
+"""Emitters that change elites and have no update."""
 
 import jax
 import jax.numpy as jnp

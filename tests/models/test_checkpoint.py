@@ -1,4 +1,4 @@
-"""Files of weights: read in every format, refused in one sentence where they are not sound."""
+"""Files of weights: read in every format; damaged ones are refused in one sentence."""
 
 import io
 import json
@@ -131,7 +131,7 @@ LEGACY = legacy(
 @pytest.fixture
 def read(tmp_path: Path) -> Callable[[bytes], dict[str, np.ndarray]]:
     def read(content: bytes) -> dict[str, np.ndarray]:
-        path = tmp_path / "weights"  # no suffix: formats are told apart by content
+        path = tmp_path / "weights"  # no suffix: the content decides the format
         path.write_bytes(content)
         return read_tensors(path)
 
@@ -391,15 +391,15 @@ def test_indices_that_are_none(tmp_path: Path, shard: Any, reason: str) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"{", "no JSON"),
-        (b"[" * 100_000, "no JSON"),
-        (b'{"a":' * 100_000, "no JSON"),
-        (b"\xff", "no JSON"),
-        (b'{"a": %s}' % (b"9" * 5000), "no JSON"),
-        (b'{"a": "\\ud800"}', "no JSON"),
-        (b'{"\\udfff": 1}', "no JSON"),
-        (b"\0", "no JSON"),
-        (b"[]", "no object"),
+        (b"{", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b'{"a":' * 100_000, "not JSON"),
+        (b"\xff", "not JSON"),
+        (b'{"a": %s}' % (b"9" * 5000), "not JSON"),
+        (b'{"a": "\\ud800"}', "not JSON"),
+        (b'{"\\udfff": 1}', "not JSON"),
+        (b"\0", "not JSON"),
+        (b"[]", "no JSON object"),
         (b'{"a": "%s"}' % (b"x" * (1 << 20)), "more than the 1,048,576 expected"),
     ],
 )
@@ -552,7 +552,7 @@ def mutate(random: np.random.Generator, content: bytes) -> bytes:
     "kind", ["state dict", "torchscript", "legacy", "msgpack", "safetensors", "pickle"]
 )
 def test_mutations(read: Callable, safetensors: bytes, kind: str) -> None:
-    """Whatever becomes of a file, it is read or refused, and soon."""
+    """A file with any damage is read or refused, in short time."""
     random = np.random.default_rng(0)
     data = pickled(**{"layer.weight": MATRIX, "layer.bias": VECTOR})
     refused, start = 0, time.perf_counter()

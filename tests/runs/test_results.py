@@ -1,4 +1,4 @@
-"""A run leaves what it promises, and is read back."""
+"""A run writes all its files, and is read back."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Runs: one folder, one result, whatever interrupts it. With a toy generator and encoder."""
+"""Runs with a toy generator and encoder: interruptions do not change the result."""
 
 import csv
 import dataclasses
@@ -89,14 +89,16 @@ def test_same_seed_same_archive_other_seed_another(tmp_path: Path, config: Confi
     assert archive_of(tmp_path / "a") != archive_of(tmp_path / "c")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_a_signal_stops_at_a_checkpoint_and_resuming_changes_nothing(
     tmp_path: Path, config: Config, number: signal.Signals
 ) -> None:
     runs.sample(config, tmp_path / "whole")
 
     def interrupt(row: Row) -> None:
-        if row["generation"] == 6:  # not a generation that saves a checkpoint of itself
+        if row["generation"] == 6:  # a generation without a checkpoint of its own
             os.kill(os.getpid(), number)
 
     handler = signal.getsignal(number)
@@ -112,6 +114,7 @@ def test_a_signal_stops_at_a_checkpoint_and_resuming_changes_nothing(
         assert [row["generation"] for row in csv.DictReader(file)] == ["2", "4", "6", "8"]
 
 
+@pytest.mark.slow
 def test_styles_are_searched_with_a_memory_that_a_checkpoint_keeps(
     tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,6 +238,7 @@ def test_a_run_compiles_its_search_once(
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["map_elites", "cma_mae"])
 def test_other_algorithms_run_as_well(tmp_path: Path, config: Config, algorithm: str) -> None:
     annealed = {"threshold_min": -100} if algorithm == "cma_mae" else {"threshold_min": 0.0}

@@ -1,4 +1,4 @@
-"""Captions say what they allow."""
+"""Captions are true of the attributes that they allow."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The training of the CLIP repeats to the bit, and the shipped one is what its card says."""
+"""The CLIP's training is reproducible bit for bit, and the built-in CLIP matches its card."""
 
 from pathlib import Path
 
@@ -26,6 +26,7 @@ BRIEF = CLIPTrainingConfig(
 )
 
 
+@pytest.mark.slow
 def test_training_repeats(tmp_path):
     for out in ("first", "again"):
         train_clip(tmp_path / out, seed=1, training=BRIEF)

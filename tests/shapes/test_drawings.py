@@ -1,4 +1,4 @@
-"""Drawings are what their labels say."""
+"""Drawings show the shapes and colours of their labels."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def test_labels_tell_colour_and_shape(drawings):
     covered = ink.max(axis=-1) > 0.85  # wholly inside; both colours have ink of 0.88 and more
     for image, mask, colour in zip(drawings.images, covered, drawings.colour, strict=True):
         np.testing.assert_allclose(image[mask].mean(0), RGB[colour], atol=0.02)
-    # A shape's second moment tells a triangle from a square of the same area: 0.192 and 0.167.
+    # Second moments of a triangle and a square of the same area differ: 0.192 and 0.167.
     weight = ink.max(axis=-1)
     pixels = (np.arange(32) + 0.5) / 32
     area = weight.sum((1, 2))

@@ -1,4 +1,4 @@
-"""What is shipped is small, and has a card."""
+"""Built-in models are small, and have cards."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Scenes are images with the truth about them, however they are turned."""
+"""Scenes are images with their attributes, which follow rotations and mirroring."""
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ def test_scenes_are_images_with_their_truth():
 
 
 def test_turned_scenes_keep_their_truth():
-    """Wherever a small shape is seen, left or right, top or bottom, the truth follows."""
+    """Attributes follow the place of a small shape, left or right, top or bottom."""
     image = np.full((1, 16, 16, 3), 255, np.uint8)
     image[0, 2:5, 3:6] = 0  # top left
     truth = {

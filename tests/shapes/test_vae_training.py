@@ -1,4 +1,4 @@
-"""The training of the VAE repeats to the bit, and the shipped one is what its card says."""
+"""The VAE's training is reproducible bit for bit, and the built-in VAE matches its card."""
 
 from pathlib import Path
 
@@ -19,6 +19,7 @@ BRIEF = VAETrainingConfig(
 )
 
 
+@pytest.mark.slow
 def test_training_repeats(tmp_path):
     for out in ("first", "again"):
         train_vae(tmp_path / out, seed=1, training=BRIEF)

@@ -67,7 +67,9 @@ def test_paper_size() -> None:
 
 
 # The last batch is smaller, full, the only one.
-@pytest.mark.parametrize(("size", "rotation"), [(3, 180.0), (4, 0.0), (20, 0.0)])
+@pytest.mark.parametrize(
+    ("size", "rotation"), [(3, 180.0), pytest.param(4, 0.0, marks=pytest.mark.slow), (20, 0.0)]
+)
 def test_training_equals_a_python_loop(size: int, rotation: float) -> None:
     training = TrainingConfig(
         batch_size=size, rotation=rotation, optimizer="sgd", learning_rate=0.1
@@ -121,6 +123,7 @@ def test_training_learns_and_compiles_once() -> None:
         assert (predicted == data.labels[seed]).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_images_without_weight_do_not_teach() -> None:
     data, keys = make_data(40), jax.random.split(jax.random.key(1), 2)
     state = begin(LEARNING)

@@ -1,4 +1,4 @@
-"""The loop of trainings goes downhill."""
+"""The loop of trainings minimises a loss."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""The arms of the experiment on drawings: what repairs a classifier, and how it is made."""
+"""The arms of the experiment on drawings: the images that each repair uses."""
 
 import dataclasses
 import functools
@@ -10,13 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from tqdm import tqdm
 
 from qdgs_jax.config import Config
 from qdgs_jax.datasets import export as dataset
 from qdgs_jax.datasets.class_folders import LabelledImages, read_folder
 from qdgs_jax.errors import ConfigError
+from qdgs_jax.evaluation.repair import as_data
 from qdgs_jax.experiments.repair.config import RepairConfig
 from qdgs_jax.runs import sampling as runs
 from qdgs_jax.runs.results import load_run
@@ -29,7 +29,7 @@ COLOURS = tuple(shapes.COLOURS)[:2]
 
 
 def epochs_of(config: RepairConfig, arm: str) -> int:
-    """Epochs of an arm's repair: fewer for the biased drawings, of which an epoch shows more."""
+    """Epochs of an arm's repair: fewer for the biased drawings, whose epochs have more images."""
     epochs = config.training.repair_epochs
     if arm == "biased":
         return max(1, round(epochs * config.repair_images / config.images))
@@ -39,7 +39,7 @@ def epochs_of(config: RepairConfig, arm: str) -> int:
 def make_synthetic(
     config: RepairConfig, search: Config, seed: int, out: Path
 ) -> dict[str, LabelledImages]:
-    """The seed's elites and random samples, from their folders, which are made where missing."""
+    """The seed's elites and random samples, read from their folders; makes missing folders."""
     search = dataclasses.replace(search, seed=search.seed + seed)
     run = out / f"search-{seed}"
     if not (run / "summary.json").is_file():
@@ -64,14 +64,14 @@ def make_synthetic(
     dataset.export(run, elites, count=count, seed=seed)
     dataset.baseline(found, random, count=count, seed=search.seed, nearest_bin=True)
     sets = {"qdgs": read_folder(elites, group="bin"), "random": read_folder(random, group="bin")}
-    # Where bins are empty, elites repeat: each arm has as many images, and so as many updates.
-    return {name: images.take(np.arange(count) % len(images)) for name, images in sets.items()}
+    # If bins are empty, elites of all others repeat: all arms have equally many images and updates.
+    return {name: images.repeated(count) for name, images in sets.items()}
 
 
 def make_arms(
     config: RepairConfig, draw: Any, bias: float, seed: int, synthetic: dict[str, LabelledImages]
 ) -> tuple[Data, dict[str, Data]]:
-    """The biased drawings, and what each arm repairs with."""
+    """The biased drawings, and the images of each arm's repair."""
     biased_key, unbiased_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1))
     biased = _plain(draw(biased_key, config.images, bias))
     random, qdgs = (as_data(synthetic[name], CLASSES) for name in ("random", "qdgs"))
@@ -87,7 +87,7 @@ def make_arms(
 
 
 def equal(values: Sequence[str]) -> Array:
-    """Weights [N], 1 on average, by which each value weighs as much as any other."""
+    """Weights [N], 1 on average, that give each value the same total weight."""
     counts = Counter(values)
     return jnp.array([len(values) / len(counts) / counts[value] for value in values])
 
@@ -105,14 +105,8 @@ def _plain(drawings: shapes.Drawings) -> Data:
     return Data(drawings.images, drawings.shape, jnp.ones(len(drawings.shape)))
 
 
-def as_data(images: LabelledImages, classes: Sequence[str]) -> Data:
-    """Images with the positions of their labels among `classes`, all of weight 1."""
-    labels = jnp.array([classes.index(label) for label in images.labels])
-    return Data(jnp.asarray(images.pixels), labels, jnp.ones(len(labels)))
-
-
 def describe_synthetic(out: Path, seed: int) -> dict[str, Any]:
-    """What the seed's search found and its random samples happened to be, by bin."""
+    """Numbers of elites and random samples of the seed in each bin."""
     summary = json.loads((out / f"search-{seed}/summary.json").read_text())
     described: dict[str, Any] = {"seed": seed, "coverage": summary.get("coverage")}
     for name in ("qdgs", "random"):

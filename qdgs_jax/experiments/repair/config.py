@@ -13,33 +13,34 @@ LABELS = {
     "random_equal_classes": "random, equal classes",
     "random_equal_bins": "random, equal bins",
 }
-"""What tables and plots call an arm, where not by its name."""
+"""Names of arms in tables and plots, if different."""
 
 
 @checked
 class RepairConfig(TrainConfig):
-    """What the experiment on drawings compares, and how its classifiers are trained."""
+    """Arms and biases of the experiment on drawings, and how its classifiers are trained."""
 
     search: str = ""
-    """Config of the search that makes the synthetic images; a path from this file's folder."""
+    """Config of the search for the synthetic images; a path relative to this file's folder."""
     biases: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (0.98, 0.95, 0.9, 0.85, 0.8)
     """Fractions of training triangles that are red and of squares that are blue."""
     arms: tuple[Arm, ...] = (
         "biased", "random", "random_equal_classes", "random_equal_bins", "qdgs", "unbiased",
     )  # fmt: skip
-    """What repairs: the same biased drawings again; random samples of the generator, each labelled
-    by the nearest of the search's bins, as they come or weighted to equal classes or bins; the
-    search's elites; drawings without bias. All see as many images."""
+    """Images of the repair. biased: the biased drawings again. random: random samples of the
+    generator, labelled by the nearest of the search's bins, unweighted or weighted to equal classes
+    or bins. qdgs: the search's elites. unbiased: drawings without bias. Every repair sees equally
+    many images."""
     images: Count = 1000
-    """Of each training."""
+    """Biased drawings of each training."""
     repair_images: Count = 300
-    """Of each set that repairs."""
+    """Images of each repair."""
     test_images: Count = 5000
-    """Unbiased drawings."""
+    """Unbiased drawings to test on."""
 
 
 def load_repair_config(path: Path) -> RepairConfig:
-    """Reads a TOML file; `search` becomes a path from the working directory.
+    """Reads a TOML file; `search` becomes relative to the working directory.
 
     Raises:
         ConfigError: as `load_config` does.

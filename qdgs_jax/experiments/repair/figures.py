@@ -1,4 +1,4 @@
-"""A picture of what repairs achieve."""
+"""Plots accuracy after repair."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +10,10 @@ from qdgs_jax.runs.figures import save
 
 
 def draw_accuracy(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Mean and worst group's accuracy of each arm at each bias: a dot a seed, a line their mean.
+    """Mean and worst accuracy over groups, by arm and bias: dots are seeds, lines are means.
 
     Args:
-        rows: of `fairness.over_seeds`, with the `bias` and `arm` that each is about.
+        rows: of `fairness.over_seeds`, each with its `bias` and `arm`.
     """
     biases, arms = (list(dict.fromkeys(row[about] for row in rows)) for about in ("bias", "arm"))
     figure = Figure(figsize=(10, 5.5), layout="constrained")
@@ -28,7 +28,7 @@ def draw_accuracy(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         axes.set_ylim(-0.05, 1.05)
         axes.set_ylabel(f"{name} of the groups")
         axes.grid(axis="y", alpha=0.3)
-    panels[0].set_title("accuracy: a dot a seed, a line their mean", fontsize="medium")
+    panels[0].set_title("accuracy: dots are seeds, lines are means", fontsize="medium")
     panels[1].set_xticks(range(len(biases)), [str(bias) for bias in biases])
     panels[1].set_xlabel("colour bias of the training drawings")
     handles, _ = panels[0].get_legend_handles_labels()

@@ -1,4 +1,4 @@
-"""CLIP in JAX: images and texts in one space of embeddings.
+"""CLIP in JAX: images and texts in one embedding space.
 
     from qdgs_jax.models import clip
 
@@ -11,7 +11,7 @@ Weights are arguments: `jax.jit(functools.partial(clip.embed_images, config))` t
 `jax.grad` reaches the pixels. Files are read without PyTorch, and nothing in them is executed.
 
 CLIP's model card puts any deployed use of the model out of scope, and all use for face recognition
-and surveillance, whatever its performance; that holds for what is computed here.
+and surveillance, whatever its performance. The same applies to embeddings computed here.
 """
 
 from qdgs_jax.models.clip import tokenizer

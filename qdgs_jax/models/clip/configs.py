@@ -1,4 +1,4 @@
-"""`CLIPConfig` from and to what lies beside weights: JSON, or the shapes of the weights."""
+"""`CLIPConfig` from and to the JSON files beside weights, and from the shapes of the weights."""
 
 import math
 import re
@@ -46,16 +46,16 @@ def from_hugging_face(model: Mapping[str, Any], processor: Mapping[str, Any]) ->
     """Read Hugging Face's config.json and the options of its image processor (which may be none).
 
     Raises:
-        ValueError, TypeError: They describe something else than a CLIP.
+        ValueError, TypeError: They do not describe a CLIP.
     """
     if model.get("model_type", "clip") != "clip":
         raise ValueError(f"its model_type is {_shown(model['model_type'])}, not 'clip'")
     default = CLIPConfig()
-    # Old files keep what differs from the defaults in a second place, which prevails.
+    # Old files keep the values that differ from the defaults in `..._dict`, which takes precedence.
     vision = {**(model.get("vision_config") or {}), **(model.get("vision_config_dict") or {})}
     text = {**(model.get("text_config") or {}), **(model.get("text_config_dict") or {})}
     vocabulary_size = _count(text, "vocab_size", default.vocabulary_size)
-    eos = text.get("eos_token_id", 49407)  # what transformers takes where it is left out
+    eos = text.get("eos_token_id", 49407)  # the default of transformers
     if type(eos) is not int or not 0 <= eos < vocabulary_size:
         raise ValueError(f"its eos_token_id is {_shown(eos)}, not one of {vocabulary_size} numbers")
     mean, std = _pixels(processor, "image_mean", "image_std")
@@ -81,7 +81,7 @@ def from_hugging_face(model: Mapping[str, Any], processor: Mapping[str, Any]) ->
 
 
 def to_hugging_face(config: CLIPConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Contents of config.json and of preprocessor_config.json, the inverse of the above."""
+    """Contents of config.json and preprocessor_config.json; the inverse of `from_hugging_face`."""
     shared = {"projection_dim": config.embedding_size}
     model = {
         "architectures": ["CLIPModel"],
@@ -121,11 +121,11 @@ def from_openai(
 
     Args:
         tensors: The weights.
-        open_clip: Content of open_clip's open_clip_config.json, where there is one; without it the
+        open_clip: Content of open_clip's open_clip_config.json, if there is one; without it the
             activation and the heads are those of OpenAI's models.
 
     Raises:
-        KeyError, IndexError, ValueError: They describe something else than a CLIP.
+        KeyError, IndexError, ValueError: They do not describe a CLIP.
     """
     described = (open_clip or {}).get("model_cfg", {})
     vision, text = described.get("vision_cfg", {}), described.get("text_cfg", {})

@@ -1,4 +1,4 @@
-"""The layouts of CLIP's weights met in the wild, one mapping table each."""
+"""The layouts in which CLIP's weights are published, with one mapping table each."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,7 +18,7 @@ IGNORED = frozenset(
 
 
 class Row(NamedTuple):
-    """Where one weight comes from, where it goes, and how it is turned on the way."""
+    """One weight: its name in the file, its path in the tree, and how it is transformed."""
 
     source: str
     target: str
@@ -26,7 +26,7 @@ class Row(NamedTuple):
 
 
 def hugging_face(config: CLIPConfig, *, flax: bool = False) -> Iterator[Row]:
-    """Hugging Face's layout: of its PyTorch files, or of its Flax files."""
+    """Hugging Face's layout, that of PyTorch files or that of Flax files."""
     kernel, turn, patches = ("kernel", _same, _from_hwio) if flax else ("weight", _turn, _from_oihw)
     scale, table = ("scale", "embedding") if flax else ("weight", "weight")
 
@@ -106,7 +106,7 @@ def openai(config: CLIPConfig) -> Iterator[Row]:
 
 
 def write(row: Row, leaf: np.ndarray) -> np.ndarray:
-    """What the row reads the leaf from, for a row of `hugging_face(config)`."""
+    """The file's tensor for a leaf, by the inverse of `row.read`; for `hugging_face(config)`."""
     return _INVERSES[row.read](leaf).copy()  # safetensors needs contiguous memory
 
 

@@ -1,4 +1,4 @@
-"""CLIP (Radford et al. 2021): an image tower and a text tower that meet in one space.
+"""CLIP (Radford et al. 2021): an image tower and a text tower with one embedding space.
 
 Both are pre-norm transformers. Axes: N batch, T tokens, C width, E embedding.
 """
@@ -16,7 +16,7 @@ from qdgs_jax.models.precision import Precision, activation_dtype, matmul_precis
 from qdgs_jax.typing import Array, Key, Params
 
 LEGACY_EOS = 2
-"""OpenAI's configs carry this id by mistake; it means "the highest id ends the text"."""
+"""OpenAI's configs have this id by mistake; it means that the highest id of a text ends it."""
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # weights trained by OpenAI
@@ -54,7 +54,7 @@ class CLIPConfig:
     context_length: int = 77
     vocabulary_size: int = 49408
     eos_token_id: int = LEGACY_EOS
-    """The text's embedding is read at the first token with this id; 2: at the highest id."""
+    """A text's embedding is read at the first token with this id; if it is 2, at the highest id."""
     pixel_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     pixel_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
@@ -81,7 +81,7 @@ class Attention(nn.Module):
             projected = dense(width, width**-0.5, name=name)(x)
             return projected.reshape(*x.shape[:2], heads, width // heads)
 
-        # Logits and softmax are float32 in here whatever the dtype of its arguments.
+        # This function computes logits and softmax in float32 whatever its arguments' dtype.
         mixed = jax.nn.dot_product_attention(
             project("query"), project("key"), project("value"), is_causal=self.causal
         )
@@ -167,7 +167,7 @@ class TextTower(nn.Module):
 
 
 class CLIP(nn.Module):
-    """The two towers, and the temperature that training learns beside them."""
+    """The two towers, and the temperature, which is trained with them."""
 
     config: CLIPConfig
     dtype: Any = None
@@ -196,7 +196,7 @@ def init(config: CLIPConfig, key: Key) -> Params:
 def embed_images(
     config: CLIPConfig, params: Params, pixel_values: Array, *, precision: Precision = "highest"
 ) -> Array:
-    """Embed images, differentiably.
+    """Embed images; differentiable.
 
     Args:
         config: The network's shape.

@@ -42,24 +42,24 @@ _SHARDS = ("model-*-of-*.safetensors", "pytorch_model-*-of-*.bin")
 _OPENAI, _HUGGING_FACE = "visual.class_embedding", "vision_model.embeddings.class_embedding"
 _CONFIG, _OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
 _PROCESSOR, _IMAGE_PROCESSOR = "processor_config.json", "preprocessor_config.json"
-_TOLD = 20  # problems spelled out in one message
+_TOLD = 20  # problems listed in one message
 
 
 def load(path_or_hub_id: str | Path) -> tuple[CLIPConfig, Params]:
-    """Load a CLIP: a folder, a single file, or a model of the Hugging Face hub.
+    """Load a CLIP from a folder, a single file, or the Hugging Face hub.
 
     A folder in Hugging Face's layout holds config.json and one of model.safetensors (or
     model.fp16.safetensors), pytorch_model.bin, flax_model.msgpack, of which the first two may be an
     index of shards; one in open_clip's holds open_clip_config.json and open_clip_model.safetensors
-    or open_clip_pytorch_model.bin. A single file has such configs beside it, or is one of OpenAI's:
-    its config is then inferred, with OpenAI's activation. Either may be a training checkpoint; see
-    `checkpoint.find_network`.
+    or open_clip_pytorch_model.bin. A single file has its configs beside it. Without them it is read
+    as OpenAI's: the config follows from its shapes, the activation is OpenAI's. Either may be a
+    training checkpoint; see `checkpoint.find_network`.
 
     Returns:
         The config, and the weights as float32.
 
     Raises:
-        CheckpointError: Nothing is there, or it is no CLIP, or config and weights disagree.
+        CheckpointError: The weights are absent, are no CLIP's, or do not fit the config.
     """
     path = find_weights(path_or_hub_id)
     tensors = read_tensors(path)
@@ -88,10 +88,10 @@ def load(path_or_hub_id: str | Path) -> tuple[CLIPConfig, Params]:
 
 
 def find_weights(path_or_hub_id: str | Path) -> Path:
-    """The file that `load` reads; configs and, from the hub, the tokenizer lie beside it.
+    """The file that `load` reads; its folder has the configs and, from the hub, the tokenizer.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: There is no such file.
     """
     path = Path(path_or_hub_id)
     if path.is_dir():
@@ -118,7 +118,7 @@ def save(folder: str | Path, config: CLIPConfig, params: Params) -> None:
 
 
 def _fill(config: CLIPConfig, table: Iterable[Row], tensors: Tensors, path: Path) -> Params:
-    """Every leaf from exactly one row, every tensor used; all that fails is told at once."""
+    """Fills every leaf from one row and uses every tensor; one error lists all problems."""
     if config.vision.layers + config.text.layers > len(tensors):
         raise ValueError("its config names more layers than it has tensors")
     tree = jax.eval_shape(partial(init, config), jax.random.key(0))
@@ -137,7 +137,7 @@ def _fill(config: CLIPConfig, table: Iterable[Row], tensors: Tensors, path: Path
         leaf = _read(row, tensor)
         if leaf is None or leaf.shape != shapes[row.target]:
             problems.append(
-                f"{row.source} of shape {tensor.shape} gives no {row.target} of shape "
+                f"{row.source} of shape {tensor.shape} does not fit {row.target} of shape "
                 f"{shapes[row.target]}"
             )
         else:
@@ -174,7 +174,7 @@ def _openai_config(path: Path, tensors: Tensors, network: Tensors) -> CLIPConfig
     named = path.suffix == ".safetensors" or path.name.startswith("open_clip")
     if open_clip is None and (named or _OPENAI not in tensors):
         warnings.warn(
-            f"{path} is taken for weights of OpenAI's, activation quick_gelu: if open_clip trained "
+            f"{path} is read as OpenAI's weights, with activation quick_gelu: if open_clip trained "
             f"them, put its {_OPEN_CLIP_CONFIG} beside them",
             stacklevel=3,
         )
@@ -202,7 +202,7 @@ def _warn_of_pixels(path: Path) -> None:
 
 
 def _choose(folder: Path) -> Path:
-    """The file of weights in a folder, the best first."""
+    """The preferred file of weights in a folder."""
     for name in _candidates(folder):
         if (folder / name).exists():
             return folder / name
@@ -226,7 +226,7 @@ def _candidates(folder: Path) -> tuple[str, ...]:
 
 
 def _download(hub_id: str) -> Path:
-    """Configs, then one file of weights: repositories hold the same weights several times."""
+    """Fetches the configs and one file of weights; repositories hold several copies of weights."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
         raise CheckpointError(f"{hub_id} is neither a file, a folder nor a hub id: check the path")
     try:
@@ -238,9 +238,9 @@ def _download(hub_id: str) -> Path:
                 huggingface_hub.snapshot_download(hub_id, allow_patterns=[*_BESIDE, *_SHARDS])
             if (folder / name).is_file():
                 break
-    except Exception as error:  # whatever network, proxy and hub come up with
+    except Exception as error:  # network, proxy and hub raise many kinds
         raise CheckpointError(
-            f"{hub_id} is no path here, and the Hugging Face hub does not give it "
+            f"{hub_id} is not a path, and cannot be fetched from the Hugging Face hub "
             f"({type(error).__name__}): check the name, or download it where there is a "
             "connection and pass the folder"
         ) from error

@@ -191,7 +191,7 @@ def _padding(folder: Path, tokenizer: tokenizers.Tokenizer, values: dict[str, An
 
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Without its notice on import that PyTorch was not found, which nothing here needs."""
+    """Suppresses its notice, on import, that PyTorch is missing; nothing here needs PyTorch."""
     name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
     before = os.environ.get(name)
     os.environ[name] = "1"

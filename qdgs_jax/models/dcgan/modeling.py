@@ -1,7 +1,7 @@
-"""The generator of a DCGAN (Radford et al., arXiv 1511.06434): transposed convolutions all the way.
+"""The generator of a DCGAN (Radford et al., arXiv 1511.06434), of transposed convolutions.
 
-Batch norms have fixed statistics here, so each is an affine map that `params.load` has folded into
-the convolution before it.
+Batch norms have fixed statistics here. Each is an affine map, and `params.load` folds it into the
+convolution before it.
 """
 
 import dataclasses

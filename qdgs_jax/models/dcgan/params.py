@@ -1,7 +1,7 @@
 """A DCGAN's weights as PyTorch saves them: one `Sequential` of convolutions and batch norms.
 
 Layer `main.{3i}` is the i-th transposed convolution, without a bias; `main.{3i + 1}` is its batch
-norm, which the last one has none of; activations take the numbers between.
+norm, except after the last convolution. The other numbers are activations, without weights.
 """
 
 from itertools import count, pairwise, takewhile
@@ -23,7 +23,7 @@ SIGN = "main.1.running_mean"
 
 
 def load(path: str | Path) -> tuple[DCGANConfig, Params]:
-    """Loads a file of weights, whose shapes tell the config.
+    """Loads a file of weights; its config follows from its shapes.
 
     Raises:
         CheckpointError: The weights are absent, or not those of a DCGAN's generator.
@@ -58,7 +58,7 @@ def shapes(config: DCGANConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _check(config: DCGANConfig, tensors: Tensors, path: str | Path) -> None:
-    """Every tensor has its place, every place its tensor; all that fails is told at once."""
+    """Compares names and shapes of tensors with the config's; one error lists all problems."""
     table = shapes(config)
     problems = [f"{name} is missing" for name in table if name not in tensors]
     problems += [f"{name} is unknown" for name in tensors if name not in table]
@@ -77,7 +77,7 @@ def _check(config: DCGANConfig, tensors: Tensors, path: str | Path) -> None:
 
 
 def _fold(config: DCGANConfig, tensors: Tensors) -> Params:
-    """Kernels and biases that do what convolutions and their batch norms do."""
+    """Folds each batch norm into the kernel and the bias of its convolution."""
     params = {}
     for i in range(len(config.channels) + 1):
         kernel = tensors[f"main.{3 * i}.weight"].astype(np.float64).transpose(2, 3, 0, 1)

@@ -1,7 +1,7 @@
-"""Convolutions of small kernels as matrix products with windows.
+"""Convolutions with small kernels as matrix products with windows.
 
-Inside a `lax.scan` on a CPU, where searches and trainings run, XLA's own convolutions are slow: the
-gradients of these are 2 (inputs) to 5 times (kernels) as fast.
+XLA's own convolutions are slow inside a `lax.scan` on a CPU, where searches and trainings run.
+Gradients here are 2 times (inputs) to 5 times (kernels) as fast.
 """
 
 import flax.linen as nn
@@ -26,7 +26,7 @@ class TransposedConv(nn.Module):
     """A 4 x 4 transposed convolution of stride 2 and padding 1 (PyTorch's convention).
 
     Along one axis, output 2i-1 is x[i-1] k[2] + x[i] k[0], output 2i is x[i-1] k[3] + x[i] k[1].
-    So a product with 2 x 2 windows gives the four phases of each 2 x 2 block of outputs.
+    Hence a product with 2 x 2 windows gives the four phases of each 2 x 2 block of outputs.
     """
 
     features: int

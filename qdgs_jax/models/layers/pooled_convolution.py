@@ -1,7 +1,7 @@
 """A 3 x 3 convolution, 2 x 2 max pooling and ReLU as one operation, with its gradient.
 
-Accelerators get XLA's own convolution. On CPUs, inside a `lax.scan`, the gradient of that is many
-times slower than products of matrices; here both directions are such products.
+Accelerators use XLA's own convolution. Inside a `lax.scan` on a CPU, its gradient is many times
+slower than matrix products, so CPUs use matrix products for the operation and its gradient.
 """
 
 import math
@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from qdgs_jax.typing import Array
 
 PART = 4
-"""Images that a CPU works on together; the windows of more would leave its caches."""
+"""Images processed at once on a CPU; the windows of more do not fit into its caches."""
 
 
 def pooled_convolution(x: Array, kernel: Array, bias: Array) -> Array:
     """relu(max_pool(convolution(x)) + bias), with padding 1.
 
-    Of equal outputs that are pooled together, the first has the gradient, as in PyTorch.
+    If outputs of one pool are equal, the first gets the gradient, as in PyTorch.
 
     Args:
         x: [N, H, W, C].
@@ -71,14 +71,14 @@ def _backward(residuals: Any, gradient: Array) -> tuple[Array, Array, Array]:
     algorithm = _algorithm(kernel)
     gradient = _rows(gradient)
     dy = [jnp.where(chosen == i, gradient, 0) for i in range(4)]
-    windows, pull_windows = jax.vjp(algorithm.windows, x)  # made again: to keep them takes longer
+    windows, pull_windows = jax.vjp(algorithm.windows, x)  # recomputing is faster than keeping
     matrices, pull_matrices = jax.vjp(algorithm.matrices, kernel)
     products = jax.eval_shape(
         lambda: [window @ matrix for window, matrix in zip(windows, matrices, strict=True)]
     )
     (d_products,) = jax.linear_transpose(algorithm.outputs, products)(dy)
     (dx,) = pull_windows([d @ matrix.T for d, matrix in zip(d_products, matrices, strict=True)])
-    # Eigen multiplies in this order twice as fast as a window's transpose by d.
+    # In this order, Eigen's product is twice as fast as that of window.T and d.
     pairs = zip(d_products, windows, strict=True)
     (d_kernel,) = pull_matrices([jnp.tensordot(d, window, axes=(0, 0)).T for d, window in pairs])
     d_bias = jnp.where(chosen < 4, gradient, 0).sum(axis=0)
@@ -101,12 +101,12 @@ class _Algorithm(NamedTuple):
 
 
 def _algorithm(kernel: Array) -> _Algorithm:
-    """Winograd's, but where few channels would make its matrices thin, which wastes vectors."""
+    """Winograd's; for few channels whole windows, since its thin matrices waste vector lanes."""
     return _WHOLE if kernel.shape[2] < 8 else _WINOGRAD
 
 
 def _quarters(x: Array) -> list[Array]:
-    """What the pools see of x [N, H, W, C], by quarters of 2 x 2 pixels: four [N, h, w, 4C]."""
+    """The 4 x 4 pixels of each pool in x [N, H, W, C], by 2 x 2 quarters: four [N, h, w, 4C]."""
     n, height, width, channels = x.shape
     h, w = height // 2, width // 2
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))[:, : 2 * h + 2, : 2 * w + 2]

@@ -1,7 +1,7 @@
 """StyleGAN2 (Karras et al., arXiv 1912.04958; conditional as in arXiv 2006.06676).
 
-A mapping network turns latents z into styles w, one for each layer; the synthesis network grows a
-learned 4 x 4 constant into an image, each layer's input scaled channel by channel by its style.
+A mapping network maps latents z to styles w, one for each layer. The synthesis network upsamples a
+learned 4 x 4 constant to an image; each layer's style scales the channels of its input.
 Axes: N batch, L style layers, W style, H W C image.
 """
 
@@ -31,26 +31,26 @@ class StyleGAN2Config:
 
     latent_size: int = 512
     label_size: int = 0
-    """Classes of a conditional generator; 0 for the others."""
+    """Classes of a conditional generator; 0 for an unconditional one."""
     style_size: int = 512
     mapping_sizes: tuple[int, ...] = (512,) * 8
     """Outputs of the mapping network's layers; the last is `style_size`."""
     embedding_size: int = 512
-    """Of a label, before it joins the latents; of no meaning without labels."""
+    """Size of a label's embedding, which is concatenated to the latents; unused without labels."""
     mapping_rate: float = 0.01
-    """What the mapping network's weights and biases are multiplied by as they are used."""
+    """Learning rate multiplier of the mapping network; scales its weights and biases when used."""
     channels: tuple[int, ...] = (512, 512, 512, 512, 256, 128, 64)
     """Feature maps at 4 x 4, 8 x 8, 16 x 16, ..."""
     image_channels: int = 3
     architecture: Literal["skip", "resnet", "orig"] = "skip"
-    """How blocks meet the image: each adds its own (skip), or only the last makes one, of residual
-    blocks (resnet) or of plain ones (orig)."""
+    """skip: the image is a sum of one image of each block. resnet, orig: only the last block makes
+    an image, and blocks are residual (resnet) or plain (orig)."""
     clamp: float | None = None
     """Limit of every activation, for networks trained in half precision."""
     filter_taps: tuple[float, float, float, float] = (0.125, 0.375, 0.375, 0.125)
     """The low-pass filter of upsampling, along either axis; its sum is one."""
     noise: bool = True
-    """Whether layers have noise at all."""
+    """Whether layers have noise inputs."""
 
     def __post_init__(self) -> None:
         sizes = (self.latent_size, self.style_size, self.embedding_size, self.image_channels)
@@ -81,7 +81,7 @@ class StyleGAN2Config:
 
 
 class Dense(nn.Module):
-    """A linear map of equalised learning rate: weights of variance 1, scaled as they are used."""
+    """A linear map with equalised learning rate: weights of variance 1, scaled when used."""
 
     features: int
     rate: float = 1.0
@@ -114,10 +114,10 @@ class Mapping(nn.Module):
 
 
 class StyledConvolution(nn.Module):
-    """A 3 x 3 convolution whose kernel w scales, [N, H, W, C] -> [N, H, W, F], or twice that side.
+    """A 3 x 3 convolution modulated by w: [N, H, W, C] -> [N, H, W, F], or [N, 2H, 2W, F].
 
     The paper scales the kernel of every sample (its equations 1 and 3). Scaling inputs and outputs
-    instead is the same, and needs no convolution grouped by sample.
+    instead is equivalent, and needs no convolution grouped by sample.
     """
 
     config: StyleGAN2Config
@@ -132,7 +132,7 @@ class StyledConvolution(nn.Module):
         scaled = x * style[:, None, None].astype(dtype)
         normal = nn.initializers.normal(1.0)
         if self.up:
-            # Inputs outermost: the product with all nine taps takes the kernel as it lies.
+            # Input channels first, so that the product with all nine taps needs no transpose.
             kernel = self.param("kernel", normal, (fan_in, 3, 3, self.features))
             energy = jnp.sum(jnp.square(kernel), axis=(1, 2))
             y = up_convolve(scaled, kernel.astype(dtype), config.filter_taps)
@@ -171,7 +171,7 @@ class ToImage(nn.Module):
         features, fan_in = self.config.image_channels, x.shape[-1]
         style = Dense(fan_in, bias=1.0, name="affine")(w) / math.sqrt(fan_in)
         kernel = self.param("kernel", nn.initializers.normal(1.0), (fan_in, features))
-        kernels = (style[:, :, None] * kernel).astype(x.dtype)  # so few outputs: one per sample
+        kernels = (style[:, :, None] * kernel).astype(x.dtype)  # one per sample: outputs are few
         image = widen(jnp.einsum("nhwc,ncf->nhwf", x, kernels))
         image = image + self.param("bias", nn.initializers.zeros, (features,))
         return _clamp(image, self.config.clamp)
@@ -264,14 +264,14 @@ def map_latents(
     truncation_cutoff: int | None = None,
     precision: Precision = "highest",
 ) -> Array:
-    """Styles of latents.
+    """Maps latents to styles.
 
     Args:
         config: The network's shape.
         params: Its weights.
-        z: [N, latent_size], standard normal a priori; their length has no influence.
+        z: [N, latent_size], standard normal a priori; their norm has no influence.
         labels: [N, label_size], one-hot; only for conditional networks.
-        truncation_psi: 1 leaves styles alone, 0 gives the mean style.
+        truncation_psi: 1 leaves styles unchanged, 0 returns the mean style.
         truncation_cutoff: How many layers are truncated, from the coarsest; all by default.
         precision: Of matrix products, see `synthesize`; styles are float32 in any case.
 
@@ -287,7 +287,7 @@ def map_latents(
         shape = None if labels is None else labels.shape
         raise ValueError(f"labels are {shape}, this StyleGAN2 takes [N, {config.label_size}]")
     if labels is not None and not config.label_size:
-        raise ValueError("labels are given, but this StyleGAN2 knows none")
+        raise ValueError("labels are given, but this StyleGAN2 is unconditional")
     with matmul_precision(precision):
         w = Mapping(config).apply({"params": params["mapping"]}, z, labels)
     ws = jnp.broadcast_to(w[:, None], (len(w), config.layers, config.style_size))
@@ -307,13 +307,13 @@ def synthesize(
     key: Key | None = None,
     precision: Precision = "highest",
 ) -> Array:
-    """Images of styles, differentiably in reverse mode.
+    """Maps styles to images; differentiable in reverse mode.
 
     Args:
         config: The network's shape.
         params: Its weights.
         ws: [N, layers, style_size].
-        noise: The network's stored noise, none, or noise drawn anew for each image.
+        noise: The network's stored noise, none, or new random noise for each image.
         key: Only for random noise.
         precision: Of convolutions and products. `highest`: float32 on every device. `default`:
             what the device prefers (TF32 on recent GPUs, bfloat16 on TPUs). `bf16`: kernels and

@@ -1,7 +1,7 @@
 """Generators in the pickles of NVIDIA's PyTorch code, read as data.
 
-Such a file holds modules with the source text of their classes, which the ordinary way of loading
-executes. Here a module is only its state, and the text is not looked at.
+Such a file holds modules with the source code of their classes, which NVIDIA's own loader executes.
+Here only the state of each module is read; its source code is ignored.
 """
 
 import math
@@ -149,7 +149,7 @@ def _joined(name: str, key: Any) -> str:
 
 
 def _tensors(modules: dict[str, Module], limit: int) -> dict[str, np.ndarray]:
-    """Parameters and buffers, less the filters, which the config holds; at most `limit` bytes."""
+    """Parameters and buffers, at most `limit` bytes, without filters, which the config holds."""
     tensors: dict[str, np.ndarray] = {}
     for name, module in modules.items():
         for part in ("_parameters", "_buffers"):
@@ -166,7 +166,7 @@ def _tensors(modules: dict[str, Module], limit: int) -> dict[str, np.ndarray]:
 
 
 def _config(modules: dict[str, Module]) -> StyleGAN2Config:
-    """The config that all parts agree on, from what they store rather than what made them."""
+    """The config of all parts, from the values that they store, not from constructor arguments."""
     if "synthesis.b4" not in modules or "mapping" not in modules:
         raise UnreadableError(f"its G_ema, a {modules[''].kind[:40]!r}, is no StyleGAN2")
     sides = [4 << i for i in range(len(modules)) if f"synthesis.b{4 << i}" in modules]
@@ -258,7 +258,7 @@ def _equal(stored: Any, expected: Any) -> bool:
 
 
 def _taps(modules: dict[str, Module]) -> tuple[float, float, float, float]:
-    """The one filter along an axis that all stored filters are the outer product of."""
+    """The filter along one axis; its outer product with itself is every stored filter."""
     buffers = [module.state["_buffers"] for module in modules.values()]
     stored = [tensors["resample_filter"] for tensors in buffers if "resample_filter" in tensors]
     if any(kernel.size != (4, 4) for kernel in stored):

@@ -29,11 +29,11 @@ from qdgs_jax.typing import Params
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MODEL_TYPE = "stylegan2"
 SIGN = "synthesis.b4.const"
-_TOLD = 20  # problems spelled out in one message
+_TOLD = 20  # problems listed in one message
 
 
 class Row(NamedTuple):
-    """Where one weight comes from, where it goes, and how its axes are ordered on the way."""
+    """One weight: its name in the file, its path in the tree, and the order of its axes there."""
 
     source: str
     target: str
@@ -44,7 +44,7 @@ class Row(NamedTuple):
 
     @property
     def ordered(self) -> tuple[int, ...]:
-        """Shape in the tree but for the two axes of a 1 x 1 kernel."""
+        """Shape in the tree, before the two axes of a 1 x 1 kernel are dropped."""
         return tuple(self.shape[axis] for axis in self.axes)
 
     @property
@@ -56,7 +56,7 @@ class Row(NamedTuple):
 def load(path: str | Path) -> tuple[StyleGAN2Config, Params]:
     """Load a generator: a folder that `save` wrote, its safetensors, or a pickle of NVIDIA's.
 
-    Of a pickle, the averaged generator `G_ema` is taken. Nothing in it is executed.
+    A pickle's averaged generator `G_ema` is read. Nothing in it is executed.
 
     Returns:
         The config, and the weights as float32.
@@ -81,7 +81,7 @@ def load(path: str | Path) -> tuple[StyleGAN2Config, Params]:
         config = _read_config(path.parent / CONFIG)
         filters = [name for name in tensors if name.endswith(".resample_filter")]
         tensors = {name: x for name, x in tensors.items() if name not in filters}
-    with explained(path, f"check that {CONFIG} beside it is its own"):
+    with explained(path, f"check that {CONFIG} beside it belongs to it"):
         return config, _fill(config, tensors, path)
 
 
@@ -101,7 +101,7 @@ def save(folder: str | Path, config: StyleGAN2Config, params: Params) -> None:
 
 
 def convert(source: str | Path, folder: str | Path) -> None:
-    """Rewrites a generator in any form that `load` reads as `save` does.
+    """Loads a generator in any form that `load` reads, and saves it as a folder.
 
     Raises:
         CheckpointError: The source cannot be read.
@@ -113,7 +113,7 @@ def convert(source: str | Path, folder: str | Path) -> None:
 
 
 def table(config: StyleGAN2Config) -> Iterator[Row]:
-    """One row a weight."""
+    """One row for each weight."""
 
     def dense(source: str, target: str, n_in: int, n_out: int) -> Iterator[Row]:
         yield Row(f"{source}.weight", f"{target}/kernel", (n_out, n_in), (1, 0))
@@ -156,7 +156,7 @@ def table(config: StyleGAN2Config) -> Iterator[Row]:
 
 
 def _fill(config: StyleGAN2Config, tensors: Tensors, path: Path) -> Params:
-    """Every leaf from exactly one row, every tensor used; all that fails is told at once."""
+    """Fills every leaf from one row and uses every tensor; one error lists all problems."""
     leaves: dict[str, Any] = {}
     problems: list[str] = []
     unused = set(tensors)
@@ -181,7 +181,7 @@ def _fill(config: StyleGAN2Config, tensors: Tensors, path: Path) -> Params:
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file begins as a pickle of NVIDIA's does.
+    """Whether a file begins like a pickle of NVIDIA's.
 
     Raises:
         CheckpointError: It cannot be read.

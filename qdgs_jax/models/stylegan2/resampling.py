@@ -1,8 +1,9 @@
-"""Twice the side, without aliasing: StyleGAN2's low-pass filter as sums of shifted phases.
+"""Upsampling by 2 without aliasing: StyleGAN2's low-pass filter as sums of shifted phases.
 
 The textbook way (zeros between samples, then a convolution) multiplies mostly zeros, and XLA's
-dilated and depthwise convolutions are slow on CPUs. Here even and odd outputs are computed apart,
-each from what contributes to it, first along H and then along W, and neither is transposed.
+dilated and depthwise convolutions are slow on CPUs. Here even and odd outputs are computed
+separately, each from the samples that contribute to it, along H and then along W. Nothing is
+transposed.
 """
 
 from functools import partial
@@ -16,7 +17,7 @@ Taps = tuple[float, float, float, float]
 
 
 def upsample(x: Array, taps: Taps) -> Array:
-    """[N, H, W, C] -> [N, 2H, 2W, C]: zeros between samples, filter of gain 2 an axis.
+    """[N, H, W, C] -> [N, 2H, 2W, C]: zeros between samples, filter with a gain of 2 per axis.
 
     Along an axis, padded by 2 before and 1 behind: y[2i] = 2 (f3 x[i-1] + f1 x[i]), and
     y[2i+1] = 2 (f2 x[i] + f0 x[i+1]).
@@ -33,11 +34,11 @@ def upsample(x: Array, taps: Taps) -> Array:
 
 
 def up_convolve(x: Array, kernel: Array, taps: Taps) -> Array:
-    """A 3 x 3 transposed convolution of stride 2, then the filter, of gain 2 an axis.
+    """A 3 x 3 transposed convolution of stride 2, then the filter with a gain of 2 per axis.
 
-    Along an axis the former gives t[2i] = k0 x[i] + k2 x[i-1] and t[2i+1] = k1 x[i], one sample
-    more than twice as many; the latter, padded by 1, y[m] = 2 (f3 t[m-1] + f2 t[m] + f1 t[m+1] +
-    f0 t[m+2]). The products of x with all nine taps come first, as one product of matrices.
+    Along an axis, the convolution gives t[2i] = k0 x[i] + k2 x[i-1] and t[2i+1] = k1 x[i], one
+    sample more than twice as many. The filter, padded by 1, gives y[m] = 2 (f3 t[m-1] + f2 t[m] +
+    f1 t[m+1] + f0 t[m+2]). One matrix product first multiplies x by all nine taps.
 
     Args:
         x: [N, H, W, C].
@@ -61,7 +62,7 @@ def up_convolve(x: Array, kernel: Array, taps: Taps) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _interleave(taps: Taps, axis: int, y: Array) -> Array:
-    """Filtered even and odd outputs, on a new axis behind `axis`, of products on axis 3."""
+    """Filters the products on axis 3; even and odd outputs are on a new axis behind `axis`."""
     f0, f1, f2, f3 = (2 * tap for tap in taps)
     y0, y1, y2 = (jax.lax.index_in_dim(y, i, 3, keepdims=False) for i in range(3))
     _, here0, behind0 = _windows(y0, axis)
@@ -82,9 +83,9 @@ def _forward(taps: Taps, axis: int, y: Array) -> tuple[Array, None]:
 
 
 def _pull_back(taps: Taps, axis: int, _: None, cotangent: Array) -> tuple[Array]:
-    """The transpose of `_interleave`; JAX would sum padded arrays, in twice the time.
+    """The transpose of `_interleave`; JAX's own sums padded arrays and takes twice the time.
 
-    Each product, those beyond the border included, gathers the outputs that it contributes to.
+    Each product, also beyond the border, sums over the outputs that it contributes to.
     """
     f0, f1, f2, f3 = (2 * tap for tap in taps)
     padded = jnp.pad(cotangent, [(2 * (i == axis),) * 2 for i in range(cotangent.ndim)])
@@ -111,7 +112,7 @@ def _neighbours(x: Array, axis: int) -> tuple[Array, Array, Array]:
 
 
 def _windows(x: Array, axis: int) -> tuple[Array, Array, Array]:
-    """The same, of an x that is padded already."""
+    """`_neighbours` of an x that is already padded."""
     before, here, behind = (
         jax.lax.slice_in_dim(x, i, x.shape[axis] - 2 + i, axis=axis) for i in range(3)
     )

@@ -1,4 +1,4 @@
-"""The shapes VAE: a small convolutional autoencoder of images on white (QDGS, shapes domain)."""
+"""The shapes VAE: a small convolutional VAE of images on a white ground (QDGS, shapes domain)."""
 
 import dataclasses
 

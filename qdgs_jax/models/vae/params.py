@@ -26,23 +26,23 @@ _TOLD = 20  # problems spelled out in one message
 
 
 class Row(NamedTuple):
-    """Where one weight comes from, where it goes, and how its axes are ordered on the way."""
+    """One weight: its name in the file, its path in the tree, and the order of its axes there."""
 
     source: str
     target: str
     shape: tuple[int, ...]
     """In the file."""
     spelled: tuple[int, ...]
-    """The same, where an axis of a linear map that flattens C x H x W is three."""
+    """Shape in the file, with a flattened axis C x H x W of a linear map split into three."""
     axes: tuple[int, ...]
     """Order of the spelled axes in the tree, whose images are H x W x C."""
 
 
 def load(path: str | Path) -> tuple[VAEConfig, Params]:
-    """Loads a folder that `save` wrote, or one file of weights, whose shapes tell the config.
+    """Loads a folder that `save` wrote, or one file of weights; its config follows from its shapes.
 
     Raises:
-        CheckpointError: The weights are absent or do not fit the config, key by key.
+        CheckpointError: The weights are absent, or do not fit the config; it lists all their keys.
     """
     path = Path(path)
     if path.is_dir():
@@ -70,7 +70,7 @@ def save(folder: str | Path, config: VAEConfig, params: Params) -> None:
 
 
 def table(config: VAEConfig) -> list[Row]:
-    """One row a weight."""
+    """One row for each weight."""
     outer, middle, inner = config.channels
     latent, side = config.latent_size, config.image_size // 8
     pixels = inner * side * side
@@ -103,7 +103,7 @@ def table(config: VAEConfig) -> list[Row]:
 
 
 def _fill(config: VAEConfig, tensors: Tensors, path: Path) -> Params:
-    """Every leaf from exactly one row, every tensor used; all that fails is told at once."""
+    """Fills every leaf from one row and uses every tensor; one error lists all problems."""
     expected = traverse_util.flatten_dict(
         jax.eval_shape(partial(init, config), jax.random.key(0)), sep="/"
     )

@@ -1,4 +1,4 @@
-"""The experiment and its twin for anybody's folders, with a generator that draws two shapes."""
+"""The experiment, with a generator that draws two shapes."""
 
 import dataclasses
 import itertools
@@ -28,6 +28,7 @@ from qdgs_jax.config import (
 from qdgs_jax.datasets.class_folders import read_folder
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.errors import ConfigError
+from qdgs_jax.evaluation.repair import BEFORE
 from qdgs_jax.experiments.repair import experiment as repair
 from qdgs_jax.experiments.repair.arms import equal, make_synthetic
 from qdgs_jax.experiments.repair.config import LABELS, RepairConfig, load_repair_config
@@ -49,9 +50,6 @@ TINY = RepairConfig(
     classifier=ClassifierConfig(channels=(3,), hidden=4),
     training=TrainingConfig(batch_size=8, epochs=1, repair_epochs=3),
 )
-FOLDERS = ["--seeds", "2", "--classifier.channels", "3", "--classifier.hidden", "4",
-           "--training.batch-size", "8", "--training.epochs", "1",
-           "--training.repair-epochs", "3"]  # fmt: skip
 
 
 def render(params: Any, latents: Any) -> Any:
@@ -110,9 +108,9 @@ def make_search(*, range: Any = "auto") -> Config:
 
 
 def write_run(path: Path, config: Config) -> None:
-    """A finished search with one elite in each of four cells, but its word on the shapes swapped.
+    """A finished search with one elite in each of four cells, whose shape measures are swapped.
 
-    So labels that came from what was drawn would differ from those of the measures.
+    Labels by the drawn shapes would therefore differ from labels by the measures.
     """
     measures = np.array(list(itertools.product((-0.5, 0.5), repeat=2)), np.float32)
     path.mkdir(parents=True)
@@ -141,8 +139,7 @@ def prepare(out: Path) -> Path:
         found = dataclasses.replace(make_search(range=(-1, 1)), seed=seed)
         write_run(out / f"search-{seed}", found)
     (out / "results").mkdir()
-    plan = {"config": repair._without_search(TINY)}
-    (out / "plan.json").write_text(json.dumps(plan))
+    (out / "plan.json").write_text(json.dumps(repair.plan(TINY)))
     return out
 
 
@@ -155,7 +152,7 @@ def test_experiment(out: Path) -> None:
     results = repair.run_experiment(TINY, make_search(), out, resume=True)
     assert results == json.loads((out / "results.json").read_text())
     arms = [LABELS.get(arm, arm) for arm in TINY.arms]
-    assert [row["arm"] for row in results["rows"]] == [repair.BEFORE, *arms]
+    assert [row["arm"] for row in results["rows"]] == [BEFORE, *arms]
     assert sum(results["groups"].values()) == TINY.test_images
     for row in results["rows"]:
         for name in ("mean", "worst", "equalised odds gap", "blue triangle"):
@@ -168,7 +165,7 @@ def test_experiment(out: Path) -> None:
     assert (out / "table.md").read_text().count("\n") == 2 + len(results["rows"])
     assert (out / "accuracy.png").stat().st_size > 10_000
 
-    # What is missing is made again, alike; the rest stays.
+    # Missing files are made again, with the same content; the others stay.
     path, kept = (out / f"results/bias-0.9-seed-{seed}.json" for seed in (1, 0))
     before, kept_text = json.loads(path.read_text()), kept.read_text()
     path.unlink()
@@ -206,7 +203,7 @@ def test_arms_differ_in_images_and_weights_alone(
     training = dataclasses.replace(TINY.training, repair_epochs=4)
     config = dataclasses.replace(TINY, seeds=1, images=30, repair_images=15, training=training)
     out = prepare(tmp_path / "out")
-    (out / "plan.json").write_text(json.dumps({"config": repair._without_search(config)}))
+    (out / "plan.json").write_text(json.dumps(repair.plan(config)))
     repair.run_experiment(config, make_search(), out, resume=True)
     first, *repairs = trainings
     assert sum(call[-1] for call in first) == config.training.epochs
@@ -242,7 +239,7 @@ def test_labels_come_from_the_measures(tmp_path: Path) -> None:
     synthetic = make_synthetic(TINY, make_search(), 0, prepare(tmp_path / "out"))
     elites, random = synthetic["qdgs"], synthetic["random"]
     assert len(elites) == len(random) == TINY.repair_images
-    # The run claims that small ones are large; random samples are scored as they are.
+    # The run's measures call small shapes large; random samples are scored correctly.
     small = np.asarray(largeness(elites.pixels / 255)) < 0
     assert np.array_equal(small, [label == "square" for label in elites.labels])
     small = np.asarray(largeness(random.pixels / 255)) < 0
@@ -256,68 +253,19 @@ def test_equal_weights() -> None:
 
 def test_search_needs_bins_of_both_shapes(tmp_path: Path) -> None:
     search = dataclasses.replace(make_search(), export=ExportConfig())
-    with pytest.raises(ConfigError, match="label its bins so"):
+    with pytest.raises(ConfigError, match="give its bins these labels"):
         repair.run_experiment(TINY, search, tmp_path / "out")
 
 
 def test_a_group_without_drawings_is_refused(tmp_path: Path) -> None:
     config = dataclasses.replace(TINY, test_images=2)
-    with pytest.raises(ConfigError, match=r"^Among 2 drawings to test on, none is a .*test_images"):
+    with pytest.raises(ConfigError, match=r"^None of the 2 test drawings is a .*test_images"):
         repair.run_experiment(config, make_search(), tmp_path / "out")
 
 
-def test_folders(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["train", "--train", str(out / "qdgs-0"), "--repair", str(out / "qdgs-1"),
-                 "--test", str(out / "random-0"), "--group", "bin", "--out", str(tmp_path / "out"),
-                 *FOLDERS]  # fmt: skip
-    assert run_command(arguments) == 0
-    results = json.loads(capsys.readouterr().out)
-    assert results["classes"] == ["square", "triangle"]
-    assert [row["arm"] for row in results["rows"]] == [repair.BEFORE, repair.AFTER]
-    assert "triangle, red triangle" in results["groups"]
-    assert (tmp_path / "out/table.md").read_text() == results["table"]
-
-    (tmp_path / "out/results/seed-1.json").unlink()
-    assert run_command([*arguments, "--resume"]) == 0
-    again = json.loads(capsys.readouterr().out)
-    assert again["rows"] == results["rows"]
-    assert run_command([*arguments, "--resume", "--training.epochs", "2"]) == 2
-    assert "another config" in capsys.readouterr().err
-
-
-def test_interruption_tells_how_to_go_on(
-    out: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def interrupt(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    arguments = ["train", "--train", str(out / "qdgs-0"), "--test", str(out / "random-0"),
-                 "--group", "bin", "--out", str(tmp_path / "out"), *FOLDERS]  # fmt: skip
-    with monkeypatch.context() as patch:
-        patch.setattr(classifier, "train", interrupt)
-        assert run_command(arguments) == 1
-    sentence = "qdgs: Interrupted: run the same command with --resume.\n"
-    assert capsys.readouterr().err == sentence
-    assert run_command([*arguments, "--resume"]) == 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["train"], "add what is missing"),
-        (["train", "--train", "a", "--test", "b"], "add what is missing"),
-        (["train", "absent.toml"], "Cannot read the config absent.toml"),
-        (["experiment", "repair", "absent.toml"], "Cannot read the config absent.toml"),
-    ],
-)
-def test_mistakes_take_one_sentence(
-    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_command(arguments) == 2
-    assert sentence in capsys.readouterr().err
+def test_a_missing_config_takes_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["experiment", "repair", "absent.toml"]) == 2
+    assert "Cannot read the config absent.toml" in capsys.readouterr().err
 
 
 def test_shipped_config() -> None:

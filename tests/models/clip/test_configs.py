@@ -1,4 +1,4 @@
-"""Configs as they lie beside weights."""
+"""Configs in the files beside weights."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ HEADS = {"vision_cfg": {"head_width": 8}, "text_cfg": {"heads": 2}}
 
 @pytest.fixture(scope="module")
 def openai() -> dict[str, np.ndarray]:
-    """The shapes that a config is inferred from."""
+    """Tensors of the shapes that a config is inferred from."""
     shapes = {
         "visual.conv1.weight": (24, 3, 4, 4),
         "visual.positional_embedding": (17, 24),

@@ -1,4 +1,4 @@
-"""The towers against equations written out in numpy, and what a caller relies on."""
+"""The towers compared with equations written out in numpy, and the contract with callers."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -100,7 +100,7 @@ def test_text_after_its_end_has_no_influence(config: clip.CLIPConfig, params: An
 def test_pixel_gradients_are_exact(
     config: clip.CLIPConfig, params: Any, pixel_values: np.ndarray
 ) -> None:
-    """Against central differences along random directions."""
+    """Gradients equal central differences along random directions."""
     config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, layers=1))
     random = np.random.default_rng(4)
     cotangent = random.normal(size=(3, 12)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Weights in every layout give the same network; what does not fit is told in full."""
+"""Weights in every layout give the same network; errors list everything that does not fit."""
 
 import json
 import shutil
@@ -188,9 +188,9 @@ def test_long_lists_of_failures_are_cut(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"{", "no JSON"),
-        (b"[" * 100_000, "no JSON"),
-        (b"\xff", "no JSON"),
+        (b"{", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"\xff", "not JSON"),
         (b'{"model_type": "siglip", "text_config": {}}', "siglip"),
         (b'{"text_config": {"hidden_size": "16"}}', "no CLIP known"),
         (b'{"vision_config": {"num_attention_heads": 0}}', "no CLIP known"),
@@ -240,7 +240,7 @@ def test_hub(folder: Path, tmp_path: Path, params: Any, monkeypatch: pytest.Monk
 
 def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointError, match=r"nobody/nothing is no path here.*pass the folder"):
+    with pytest.raises(CheckpointError, match=r"nobody/nothing is not a path.*pass the folder"):
         clip.load("nobody/nothing")
     with pytest.raises(CheckpointError, match="check the path"):
         clip.load("no such thing")

@@ -1,4 +1,4 @@
-"""Full-size CLIPs with random weights against transformers' PyTorch CLIP: minutes, gigabytes."""
+"""Full-size CLIPs with random weights, compared with transformers: minutes and gigabytes."""
 
 from functools import partial
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Weights are told by their shapes, and misfits are named."""
+"""Configs follow from the shapes of weights; errors name weights that do not fit."""
 
 import jax
 import numpy as np

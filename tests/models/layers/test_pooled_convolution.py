@@ -11,7 +11,7 @@ from qdgs_jax.typing import Array
 
 
 def make(height: int, width: int, channels: int) -> tuple[Array, Array, Array]:
-    """Small whole numbers: all sums are exact, and outputs that are pooled together often equal."""
+    """Small whole numbers, so that sums are exact and outputs of one pool are often equal."""
     random = np.random.default_rng(height * width * channels)
     shapes = (3, height, width, channels), (3, 3, channels, 4), (4,)
     return tuple(jnp.asarray(random.integers(-2, 3, shape), jnp.float32) for shape in shapes)

@@ -52,7 +52,7 @@ def pickled(value: Any) -> bytes:
 
 
 def stream(data: bytes, **changes: Any) -> bytes:
-    """A storage as `torch.save` wrote it before PyTorch 1.6; changes make it a lie."""
+    """A storage as `torch.save` wrote it before PyTorch 1.6; changes make it inconsistent."""
     count = changes.get("count", len(data) // 4)
     kind = Raw(f"c{changes.get('kind', 'torch FloatStorage')}\n".replace(" ", "\n").encode())
     where = Raw(opcodes(("storage", kind, "0", "cpu", count, None)) + b"Q")

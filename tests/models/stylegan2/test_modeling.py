@@ -158,7 +158,7 @@ def test_upsampling_transposes_exactly() -> None:
         np.testing.assert_allclose(both, [pulled, -pulled], rtol=1e-12)
 
 
-# The network once more: in float64, kernels modulated by sample, zeros between samples.
+# The network in a second form: float64, kernels modulated by sample, zeros between samples.
 
 
 def naive_dense(p: Any, x: np.ndarray, rate: float = 1.0) -> np.ndarray:
@@ -301,7 +301,7 @@ def test_bfloat16(small: Any) -> None:
 
 
 def test_init_keeps_the_variance() -> None:
-    # So it is by design: equalised weights, demodulation, and the gain of the activation.
+    # By design: equalised weights, demodulation, and the gain of the activation.
     config = stylegan2.StyleGAN2Config(
         latent_size=64, style_size=64, mapping_sizes=(64,), channels=(64,)
     )
@@ -325,7 +325,7 @@ def test_the_papers_network_has_its_size() -> None:
 
 
 def test_no_grouped_or_dilated_convolution(small: Any) -> None:
-    # They are where XLA loses time on CPUs; pulling back over several cotangents is included.
+    # These are slow in XLA on CPUs; the pull-back of several cotangents is included.
     config, params, ws, _ = small
 
     def jacobian(params: Any, ws: Any, cotangents: Any) -> Any:
@@ -341,7 +341,7 @@ def test_misfits_are_told(small: Any) -> None:
     config, params, ws, _ = small
     with pytest.raises(ValueError, match=r"latents are \(2, 3\)"):
         stylegan2.map_latents(config, params, jnp.zeros((2, 3)))
-    with pytest.raises(ValueError, match="knows none"):
+    with pytest.raises(ValueError, match="is unconditional"):
         stylegan2.map_latents(config, params, jnp.zeros((2, 8)), jnp.zeros((2, 1)))
     with pytest.raises(ValueError, match=r"styles are \(3, 3, 8\)"):
         stylegan2.synthesize(config, params, ws[:, 1:])

@@ -1,4 +1,4 @@
-"""Hostile and damaged pickles: nothing is executed, and one sentence says what is wrong."""
+"""Hostile and damaged pickles: nothing is executed, and the error is one sentence."""
 
 import codecs
 import pickletools
@@ -304,7 +304,7 @@ class Mutations:
 
     def next(self) -> bytes:
         match self.random.integers(7):
-            case 0:  # an operation spoilt
+            case 0:  # an operation damaged
                 _, start, end = self.pick()
                 return self.insert(
                     self.spoil(self.content[start : min(end, start + 64)]), start, end
@@ -322,7 +322,7 @@ class Mutations:
                 return self.insert(
                     self.nvidia.opcodes(str(self.random.choice([module, name]))), start, end
                 )
-            case 4:  # a storage spoilt
+            case 4:  # a storage damaged
                 stream, start, end = self.pick("BINBYTES", "SHORT_BINBYTES")
                 spoilt = self.spoil(stream[:300]) + stream[300:]
                 return self.insert(self.nvidia.opcodes(spoilt), start, end)

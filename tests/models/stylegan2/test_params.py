@@ -1,4 +1,4 @@
-"""Weights survive the disk in either format, and misfits are named."""
+"""Weights are read back from either format; errors name weights that do not fit."""
 
 import json
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def test_pickle_gives_config_and_weights(
     config: Any, params: Any, networks: Any, write: Callable
 ) -> None:
     loaded_config, loaded = stylegan2.load(write(networks))
-    if not config.label_size:  # then nothing tells it, nor uses it
+    if not config.label_size:  # then no weight has or needs it
         config = stylegan2.StyleGAN2Config(
             **{**vars(config), "embedding_size": loaded_config.embedding_size}
         )
@@ -119,8 +119,8 @@ def test_foreign_files_and_folders(tmp_path: Path) -> None:
             stylegan2.load(tmp_path / name)
     save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "model.safetensors")
     for content, reason in (
-        ("", "no JSON"),
-        ("[]", "no object"),
+        ("", "not JSON"),
+        ("[]", "no JSON object"),
         ("{}", "no config of a StyleGAN2"),
         ('{"model_type": "clip"}', "its model_type is not stylegan2"),
         ('{"model_type": "stylegan2", "x": 1}', "no config of a StyleGAN2"),

@@ -1,4 +1,4 @@
-"""Weights survive the disk, and misfits are named."""
+"""Weights are read back from disk; errors name weights that do not fit."""
 
 import jax
 import numpy as np
