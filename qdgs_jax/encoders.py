@@ -1,10 +1,8 @@
 """Frozen image-text encoders: images and text -> embeddings."""
 
-import contextlib
 import functools
-import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import jax.numpy as jnp
 from qdgs_jax import files, folders
 from qdgs_jax.errors import CheckpointError, ConfigError, did_you_mean
 from qdgs_jax.models import clip
+from qdgs_jax.models.checkpoint import existing, explained, fingerprint, shown
 from qdgs_jax.models.precision import Precision
 from qdgs_jax.typing import Array, Embeddings, Images, Params
 
@@ -24,7 +23,7 @@ BUILT_IN = {"shapes-clip": Path(__file__).parent / "assets" / "shapes_clip"}
 OPENAI = "openai/clip-vit-base-patch32"
 """Hub id of the tokenizer of OpenAI's and most other CLIPs, for weights that come without one."""
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+MAX_TEXT = 1 << 12  # characters; 77 tokens have some hundred
 
 
 @dataclass(frozen=True)
@@ -58,13 +57,13 @@ def load(model: str, *, precision: Precision = "highest") -> tuple[Encoder, Para
         ConfigError: there is no such name, path or hub id.
         CheckpointError: the weights cannot be read.
     """
-    path = BUILT_IN.get(model, Path(model).expanduser())
-    if not path.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+    path = BUILT_IN.get(model) or existing(model)
+    if path is None and not re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", model):
         raise ConfigError(
-            f"There is no encoder '{model}'{did_you_mean(model, BUILT_IN)}: give the path of a "
-            f"checkpoint, a hub id or the name of a built-in, {', '.join(BUILT_IN)}."
+            f"There is no encoder '{shown(model)}'{did_you_mean(shown(model), BUILT_IN)}: give the "
+            f"path of a checkpoint, a hub id or the name of a built-in, {', '.join(BUILT_IN)}."
         )
-    weights = clip.find_weights(path if path.exists() else model)
+    weights = clip.find_weights(path or model)
     config, params = clip.load(weights)
     mean, std = jnp.array(config.pixel_mean), jnp.array(config.pixel_std)
     tokenizer = functools.cache(
@@ -79,13 +78,13 @@ def load(model: str, *, precision: Precision = "highest") -> tuple[Encoder, Para
         return _unit(clip.embed_tokens(config, params, ids, precision=precision))
 
     encoder = Encoder(
-        name=path.name if path.exists() and model not in BUILT_IN else model,
-        sha256=files.sha256(weights),
+        name=path.name if path and model not in BUILT_IN else model,
+        sha256=fingerprint(weights),
         image_size=config.image_size,
         embed_images=embed_images,
         embed_tokens=embed_tokens,
-        tokenize=lambda texts: _tokenize(tokenizer(), config.context_length, texts),
-        unknown_words=lambda text: _unknown_words(tokenizer(), text),
+        tokenize=lambda texts: _tokenize(weights.parent, tokenizer(), config, texts),
+        unknown_words=lambda text: _unknown_words(weights.parent, tokenizer(), text),
     )
     return encoder, params
 
@@ -103,74 +102,81 @@ def convert(source: str, folder: Path) -> None:
         CheckpointError: the weights cannot be read.
         QDGSError: the folder cannot be written.
     """
-    weights = clip.find_weights(Path(source) if Path(source).exists() else source)
+    weights = clip.find_weights(existing(source) or source)
     config, params = clip.load(weights)
     with folders.interruptions_explained(folder, again="run the same command again"):
         clip.save(folder, config, params)
-        for name in _TOKENIZER_FILES:
-            if (weights.parent / name).is_file():
-                files.write(folder / name, (weights.parent / name).read_bytes())
+        for name in clip.tokenizer.FILES:
+            if (weights.parent / name).exists():
+                with (
+                    explained(weights.parent / name, "fetch it again"),
+                    files.open_regular(weights.parent / name, clip.tokenizer.MAX_FILE) as file,
+                ):
+                    content = file.read()
+                files.write(folder / name, content)
 
 
 def _unit(embeddings: Array) -> Embeddings:
     return embeddings / jnp.linalg.norm(embeddings, axis=-1, keepdims=True)
 
 
-def _tokenize(tokenizer: Any, length: int, texts: list[str]) -> Array:
-    ids = tokenizer(texts, padding="max_length", max_length=length, verbose=False)["input_ids"]
-    for text, row in zip(texts, ids, strict=True):
-        if len(row) > length:
+def _tokenize(
+    folder: Path, loaded: tuple[Any, int | None], config: clip.CLIPConfig, texts: list[str]
+) -> Array:
+    (tokenizer, padding), length = loaded, config.context_length
+    rows = []
+    for text in texts:
+        if len(text) > MAX_TEXT:
             raise ConfigError(
-                f"The text '{text}' has {len(row)} tokens, but the encoder reads {length}: "
+                f"The text '{text[:40]} ...' has {len(text)} characters, but the encoder reads "
+                f"{length} tokens: shorten it, or separate it by `|` into several texts."
+            )
+        ids = _encode(folder, tokenizer, text).ids
+        if len(ids) > length:
+            raise ConfigError(
+                f"The text '{text}' has {len(ids)} tokens, but the encoder reads {length}: "
                 "shorten it, or separate it by `|` into several texts."
             )
-    return jnp.array(ids, jnp.int32)
+        ends = config.eos_token_id in (clip.LEGACY_EOS, *ids)
+        if not ids or not ends or max(ids) >= config.vocabulary_size:
+            raise CheckpointError(
+                f"The tokenizer in {folder} is of another encoder, which does not end texts by "
+                f"token {config.eos_token_id}: put the tokenizer of these weights there."
+            )
+        # What follows the end is not read; it must not have a higher id, which may mean the end.
+        filler = ids[-1] if padding is None or padding > ids[-1] else padding
+        rows.append([*ids, *[filler] * (length - len(ids))])
+    return jnp.array(rows, jnp.int32)
 
 
-def _unknown_words(tokenizer: Any, text: str) -> list[str]:
+def _unknown_words(folder: Path, loaded: tuple[Any, int | None], text: str) -> list[str]:
     # A vocabulary of words has one token for all other words; one of byte pairs spells them.
-    tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    tokenizer, _ = loaded
+    unknown = getattr(tokenizer.model, "unk_token", None)
+    encoding = _encode(folder, tokenizer, text[:MAX_TEXT], special=False)
     return [
         text[start:end]
-        for token, (start, end) in zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
-        if token == tokenizer.unk_token_id
+        for token, (start, end) in zip(encoding.tokens, encoding.offsets, strict=True)
+        if token == unknown
     ]
 
 
-def _load_tokenizer(folder: Path, vocabulary_size: int) -> Any:
+def _encode(folder: Path, tokenizer: Any, text: str, *, special: bool = True) -> Any:
+    remedy = "put the tokenizer of these weights there"
+    with explained(f"The tokenizer in {folder}", remedy), clip.tokenizer.quiet():
+        return tokenizer.encode(text, add_special_tokens=special)
+
+
+def _load_tokenizer(folder: Path, vocabulary_size: int) -> tuple[Any, int | None]:
     """The tokenizer beside the weights, or OpenAI's if there is none and its size fits."""
-    if not _has_tokenizer(folder) and vocabulary_size == clip.CLIPConfig.vocabulary_size:
+    if not clip.tokenizer.is_in(folder) and vocabulary_size == clip.CLIPConfig.vocabulary_size:
         folder = _download_tokenizer(folder)
-    if not _has_tokenizer(folder):
+    if not clip.tokenizer.is_in(folder):
         raise CheckpointError(
             f"The encoder in {folder} has no tokenizer: put its tokenizer.json, or its vocab.json "
             "and merges.txt, beside the weights."
         )
-    with _quiet_transformers():
-        from transformers import AutoTokenizer, CLIPTokenizer
-
-        names_its_class = (folder / "tokenizer_config.json").is_file()
-        kind = AutoTokenizer if names_its_class else CLIPTokenizer
-        try:
-            tokenizer = kind.from_pretrained(folder, trust_remote_code=False)
-        except Exception as error:  # damaged files raise many kinds
-            raise CheckpointError(
-                f"The tokenizer in {folder} cannot be read ({type(error).__name__}): fetch its "
-                "files again."
-            ) from error
-    if len(tokenizer) != vocabulary_size:
-        raise CheckpointError(
-            f"The tokenizer in {folder} has {len(tokenizer)} tokens, but the encoder knows "
-            f"{vocabulary_size}: put the tokenizer of these weights there."
-        )
-    return tokenizer
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    # Checked here, because transformers reads absent files as empty vocabularies.
-    return (folder / "tokenizer.json").is_file() or (
-        (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
-    )
+    return clip.tokenizer.load(folder, vocabulary_size)
 
 
 def _download_tokenizer(folder: Path) -> Path:
@@ -182,18 +188,3 @@ def _download_tokenizer(folder: Path) -> Path:
             f"The encoder in {folder} has no tokenizer and {OPENAI} cannot be reached: put "
             "vocab.json and merges.txt from there beside the weights."
         ) from None
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Suppresses its notice, on import, that PyTorch is missing; nothing here needs PyTorch."""
-    name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

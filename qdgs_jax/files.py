@@ -41,21 +41,48 @@ def write(path: Path, content: bytes | str, *, durable: bool = True) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
-@contextlib.contextmanager
-def reading(path: Path, *, limit: int) -> Iterator[IO[bytes]]:
-    """Opens a regular file of at most `limit` bytes.
+def open_regular(path: str | Path, limit: int | None = None) -> IO[bytes]:
+    """Opens a file for reading; refuses what may block, never end or not fit in memory.
+
+    Args:
+        limit: The most bytes that it may have.
 
     Raises:
-        OSError: there is none, it cannot be read, or it is a pipe, a device or larger.
+        OSError: It is absent, no regular file or too large; `strerror` says so.
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe would block
-    with open(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", str(path))
-        if found.st_size > limit:
-            raise OSError(errno.EINVAL, f"it has more than {limit} bytes", str(path))
-        yield file
+
+    def check(status: os.stat_result) -> None:
+        if stat.S_ISDIR(status.st_mode):
+            raise OSError(errno.EISDIR, "it is a folder, not a file", str(path))
+        if not stat.S_ISREG(status.st_mode):
+            kind = next((kind for test, kind in _SPECIAL if test(status.st_mode)), "special file")
+            raise OSError(errno.EINVAL, f"it is a {kind}, not a regular file", str(path))
+        if limit is not None and status.st_size > limit:
+            reason = f"its {status.st_size:,} bytes are more than the {limit:,} expected of it"
+            raise OSError(errno.EINVAL, reason, str(path))
+
+    def open_at_once(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    try:
+        check(os.stat(path))  # opening alone wakes what writes into a pipe
+        file = open(path, "rb", opener=open_at_once)  # noqa: SIM115  # the caller closes it
+    except ValueError as error:  # NUL or half a surrogate pair
+        raise OSError(errno.EINVAL, "its name is no path", ascii(str(path))[:80]) from error
+    try:
+        check(os.fstat(file.fileno()))
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+_SPECIAL = (
+    (stat.S_ISFIFO, "named pipe"),
+    (stat.S_ISSOCK, "socket"),
+    (stat.S_ISCHR, "device"),
+    (stat.S_ISBLK, "device"),
+)
 
 
 def sync(file: IO[bytes] | IO[str]) -> None:

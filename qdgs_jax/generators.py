@@ -15,7 +15,8 @@ from qdgs_jax import files
 from qdgs_jax.config import LatentSpace
 from qdgs_jax.errors import CheckpointError, ConfigError, did_you_mean
 from qdgs_jax.models import dcgan, stylegan2, vae
-from qdgs_jax.models.checkpoint import read_tensors
+from qdgs_jax.models.checkpoint import existing, find_network, read_tensors, shown
+from qdgs_jax.models.foreign import name_network
 from qdgs_jax.models.precision import Precision
 from qdgs_jax.typing import Array, Images, Key, Latents, Params
 
@@ -87,11 +88,11 @@ def load(
         CheckpointError: the file cannot be read or holds something else.
     """
     names = (*BUILT_IN, DIGIFACE)
-    path = _digiface() if model == DIGIFACE else BUILT_IN.get(model, Path(model).expanduser())
-    if not path.exists():
+    path = _digiface() if model == DIGIFACE else BUILT_IN.get(model) or existing(model)
+    if path is None:
         raise ConfigError(
-            f"There is no generator '{model}'{did_you_mean(model, names)}: give the path of a "
-            f"checkpoint or one of the names {', '.join(names)}."
+            f"There is no generator '{shown(model)}'{did_you_mean(shown(model), names)}: give the "
+            f"path of a checkpoint or one of the names {', '.join(names)}."
         )
     name = model if model in names else path.name
     family = family_of(path)
@@ -122,8 +123,11 @@ def family_of(path: Path) -> str:
         return "StyleGAN2"
     tensors = read_tensors(weights)
     for family, tensor in FAMILIES.items():
-        if any(name.endswith(tensor) for name in tensors):
+        if find_network(tensors, tensor):
             return family
+    foreign = name_network(tensors, "generator")
+    if foreign:
+        raise CheckpointError(f"{path} holds {foreign[0]}: {foreign[1]}.")
     raise CheckpointError(
         f"{path} holds no known generator: give the weights of a {' or a '.join(FAMILIES)}."
     )

@@ -102,7 +102,7 @@ def read_json(path: Path) -> Any:
 def _read_text(path: Path) -> str:
     if "\0" in str(path):
         raise ValueError("its name holds a NUL character")
-    with files.reading(path, limit=MAX_BYTES) as file:
+    with files.open_regular(path, MAX_BYTES) as file:
         return file.read(MAX_BYTES).decode("utf-8-sig")
 
 

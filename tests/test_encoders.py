@@ -19,6 +19,7 @@ from qdgs_jax.models import clip
 TOWER = clip.TowerConfig(width=16, layers=1, heads=2, mlp_width=32)
 WORDS = ["[PAD]", "[UNK]", "[BOS]", "[EOS]", "a", "red", "blue", "shape", "."]
 EOS = WORDS.index("[EOS]")
+WEIGHTS = ("config.json", "model.safetensors", "preprocessor_config.json")
 
 
 def make_config(vocabulary_size, eos_token_id):
@@ -143,7 +144,7 @@ def test_a_wrong_name_is_a_config_error(model, message):
 
 
 def test_a_missing_tokenizer_is_told(byte_pair_folder, tmp_path):
-    for name in ("config.json", "model.safetensors"):
+    for name in WEIGHTS:
         (tmp_path / name).symlink_to(byte_pair_folder / name)
     encoder, _ = encoders.load(str(tmp_path))
     with pytest.raises(CheckpointError, match="has no tokenizer: put"):
@@ -151,11 +152,13 @@ def test_a_missing_tokenizer_is_told(byte_pair_folder, tmp_path):
 
 
 def test_a_damaged_tokenizer_is_told(folder, tmp_path):
-    for name in ("config.json", "model.safetensors", "tokenizer_config.json"):
+    for name in (*WEIGHTS, "tokenizer_config.json"):
         (tmp_path / name).symlink_to(folder / name)
     (tmp_path / "tokenizer.json").write_text("{")
     encoder, _ = encoders.load(str(tmp_path))
-    with pytest.raises(CheckpointError, match=r"cannot be read .*: fetch its files again"):
+    with pytest.raises(
+        CheckpointError, match=r"tokenizer\.json cannot be read, it is not JSON: fetch"
+    ):
         encoder.tokenize(["red"])
 
 
@@ -194,7 +197,7 @@ def test_openais_tokenizer_offline_is_one_sentence(openai_sized, monkeypatch):
 
 
 def test_a_tokenizer_of_other_weights_is_told(folder, byte_pair_folder, tmp_path):
-    for name in ("config.json", "model.safetensors"):
+    for name in WEIGHTS:
         (tmp_path / name).symlink_to(folder / name)
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / name).symlink_to(byte_pair_folder / name)
@@ -203,21 +206,119 @@ def test_a_tokenizer_of_other_weights_is_told(folder, byte_pair_folder, tmp_path
         encoder.tokenize(["red"])
 
 
-def test_transformers_is_imported_late_and_quietly(folder):
-    program = """
+@pytest.mark.parametrize(("kind", "imported"), [("folder", False), ("byte_pair_folder", True)])
+def test_transformers_is_imported_late_and_quietly(kind, imported, request):
+    program = f"""
 import sys
 from qdgs_jax import encoders, files
 encoder, _ = encoders.load(sys.argv[1])
 assert "transformers" not in sys.modules
 encoder.tokenize(["a red shape"])
+assert ("transformers" in sys.modules) is {imported}
 import os
 assert "TRANSFORMERS_NO_ADVISORY_WARNINGS" not in os.environ
 """
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TRANSFORMERS")}
     result = subprocess.run(
-        [sys.executable, "-c", program, folder], env=environment, capture_output=True, text=True
-    )
+        [sys.executable, "-c", program, request.getfixturevalue(kind)],
+        env=environment, capture_output=True, text=True,
+    )  # fmt: skip
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+@pytest.fixture
+def changed(folder, tmp_path):
+    """Loads the encoder with another tokenizer.json, and tokenizes a text."""
+
+    def change(text="a red shape", **parts):
+        for name in (*WEIGHTS, "tokenizer_config.json"):
+            (tmp_path / name).symlink_to(folder / name)
+        values = json.loads((folder / "tokenizer.json").read_text())
+        (tmp_path / "tokenizer.json").write_text(json.dumps({**values, **parts}))
+        return encoders.load(str(tmp_path))[0].tokenize([text])
+
+    return change
+
+
+def replacing(pattern, content):
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+def in_sequence(kind, *parts):
+    return {"type": "Sequence", kind: list(parts)}
+
+
+DOUBLED = replacing({"String": "a"}, "aa")
+TEMPLATE = {
+    "type": "TemplateProcessing",
+    "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 30,
+    "pair": [{"Sequence": {"id": part, "type_id": 0}} for part in "AB"],
+    "special_tokens": {},
+}
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ({"normalizer": in_sequence("normalizers", *[DOUBLED] * 60)}, "without bounds"),
+        ({"normalizer": replacing({"Regex": ""}, "x" * 5000)}, "without bounds"),
+        ({"normalizer": {"type": "Prepend", "prepend": "x" * 5000}}, "without bounds"),
+        ({"normalizer": in_sequence("normalizers", *[{"type": "Strip"}] * 99)}, "without bounds"),
+        ({"pre_tokenizer": in_sequence("pretokenizers", *[BYTES] * 40)}, "without bounds"),
+        ({"post_processor": in_sequence("processors", *[TEMPLATE] * 4)}, "without bounds"),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": ""}}, "is none that"),
+        ({"normalizer": {"type": "\n" * 99}}, "is none that a CLIP"),
+        ({"pre_tokenizer": {**SPLIT, "pattern": {"Regex": "a" * 5000}}}, "too long"),
+        ({"pre_tokenizer": {**SPLIT, "pattern": {"Regex": "("}}}, "damaged"),
+        ({"pre_tokenizer": {**SPLIT, "pattern": {"Regex": r"(\w+)+$"}}}, "damaged"),  # for ever
+        ({"model": {"type": "Unigram", "vocab": []}}, "model is none of BPE"),
+        ({"model": {"type": "WordLevel", "vocab": {f"{i}": i for i in range(99)}}}, "knows 9"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "a"]] * 99}}, "more merges"),
+        ({"model": {"type": "WordLevel", "vocab": {"a": 2**32 - 1}}}, "damaged|of another"),
+        ({"added_tokens": [{}] * 5000}, "adds more"),
+        ({"post_processor": None}, r"does not end texts by token 3: put"),
+        ({"model": 3}, "damaged"),
+    ],
+)  # fmt: skip
+def test_a_hostile_tokenizer_is_told(changed, capfd, parts, reason):
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        changed("a " + "red" * 30 + "!", **parts)
+    assert str(caught.value).isprintable()
+    assert capfd.readouterr() == ("", "")  # Rust does not write of its panics
+
+
+def test_padding_and_truncation_of_a_tokenizer_are_left_out(changed):
+    padding = {"strategy": {"Fixed": 10**9}, "direction": "Left", "pad_to_multiple_of": None,
+               "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"}  # fmt: skip
+    truncation = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    ids = changed("a red shape", padding=padding, truncation=truncation)
+    np.testing.assert_array_equal(ids, [[2, 4, 5, 7, EOS, 0, 0, 0, 0, 0]])
+
+
+def test_a_very_long_text_is_not_tokenized(folder):
+    encoder, _ = encoders.load(str(folder))
+    with pytest.raises(ConfigError, match=r"'red red .* has 40000 characters, but the encoder"):
+        encoder.tokenize(["red " * 10_000])
+
+
+@pytest.mark.parametrize("model", ["a\0b", "~nobody/x", "x" * 100_000, "a\nb", "\ud800"])
+def test_a_name_that_is_no_path_is_a_config_error(model):
+    with pytest.raises(ConfigError, match="no encoder") as caught:
+        encoders.load(model)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
+
+
+def test_pipes_are_refused_at_once(folder, tmp_path):
+    (tmp_path / "a").mkdir()
+    for name in WEIGHTS[1:]:
+        (tmp_path / "a" / name).symlink_to(folder / name)
+    for name in ("a/config.json", "weights"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(CheckpointError, match="a named pipe, not a regular file"):
+            encoders.load(str(tmp_path / name.removesuffix("/config.json")))
 
 
 def test_a_converted_encoder_embeds_alike(folder, tmp_path):

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -63,11 +64,31 @@ def test_a_link_in_the_place_of_the_partial_file_is_not_followed(tmp_path: Path)
     assert (tmp_path / "x").read_text() == "new"
 
 
-def test_only_regular_files_of_bounded_size_are_read(tmp_path: Path) -> None:
-    (tmp_path / "small").write_bytes(b"12345")
-    with files.reading(tmp_path / "small", limit=5) as file:
-        assert file.read() == b"12345"
-    os.mkfifo(tmp_path / "pipe")
-    for path, limit in (("small", 4), ("pipe", 5), ("absent", 5), (".", 5)):
-        with pytest.raises(OSError), files.reading(tmp_path / path, limit=limit):  # noqa: PT011
-            pass
+def test_only_regular_files_of_the_expected_size_are_opened(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"abc")
+    with files.open_regular(path, limit=3) as file:
+        assert file.read() == b"abc"
+    with files.open_regular(str(path)) as file:
+        assert os.get_blocking(file.fileno()) is False
+    os.mkfifo(tmp_path / "pipe")  # opening one waits for a writer
+    for name, limit, reason in (
+        ("x", 2, "its 3 bytes are more than the 2"),
+        ("pipe", None, "a named pipe, not a regular file"),
+        ("/dev/zero", None, "a device"),
+        (".", None, "a folder"),
+        ("nowhere", None, "No such file"),
+        ("a\0b", None, "no path"),
+        ("a\ud800b", None, "no path"),
+    ):
+        with pytest.raises(OSError, match=reason) as caught:
+            files.open_regular(tmp_path / name, limit)
+        assert caught.value.strerror
+
+
+def test_a_socket_is_no_regular_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # names of sockets are short
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("s")
+        with pytest.raises(OSError, match="a socket"):
+            files.open_regular("s")

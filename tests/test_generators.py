@@ -1,6 +1,7 @@
 """Generators from names and paths."""
 
 import importlib.util
+import os
 from pathlib import Path
 
 import jax
@@ -208,3 +209,78 @@ def test_weights_of_no_family_are_refused(tmp_path):
     safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"no known generator: .* a StyleGAN2 or a"):
         generators.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        (
+            ["g_ema.style.1.weight", "g_ema.convs.0.conv.modulation.weight"],
+            "rosinality's .*: give a",
+        ),
+        (["synthesis.input.transform"], "a StyleGAN3: give"),
+        (["module.visual.class_embedding"], "a CLIP, which is no generator: give it as encoder"),
+        (["model.diffusion_model.time_embed.0.weight"], "a diffusion model: give"),
+    ],
+)
+def test_weights_of_other_networks_are_named(tmp_path, names, what):
+    tensors = {name: np.zeros(1, np.float32) for name in names}
+    safetensors.numpy.save_file(tensors, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=f"holds .*{what}"):
+        generators.load(str(tmp_path / "x.pt"))
+
+
+def test_bare_weights_of_a_stylegan2_are_named(styled, tmp_path):
+    tensors = safetensors.numpy.load_file(styled / "model.safetensors")
+    safetensors.numpy.save_file(tensors, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=r"bare weights of a StyleGAN2.*give the \.pkl"):
+        generators.load(str(tmp_path / "x.pt"))
+
+
+def test_a_training_checkpoint_of_a_vae(folder, tmp_path):
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    wrapped = {f"state_dict._orig_mod.{name}": tensor for name, tensor in tensors.items()}
+    wrapped["optimizer.lr"] = np.zeros(1, np.float32)
+    safetensors.numpy.save_file(wrapped, tmp_path / "x.safetensors")
+    generator, params = generators.load(str(tmp_path / "x.safetensors"))
+    latents = generator.sample(jax.random.key(1), 2)
+    expected = vae.decode(CONFIG, vae.load(folder)[1], latents)
+    np.testing.assert_allclose(generator.render(params, latents), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("model", ["a\0b", "~nobody/x", "x" * 100_000, "a\nb"])
+def test_a_name_that_is_no_path_is_a_config_error(model):
+    with pytest.raises(ConfigError, match="no generator") as caught:
+        generators.load(model)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
+
+
+def test_pipes_and_devices_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "model.safetensors")
+    for path in (tmp_path, tmp_path / "model.safetensors", "/dev/zero"):
+        with pytest.raises(CheckpointError, match="not a regular file: check the path"):
+            generators.load(str(path))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "[" * 100_000,
+        '{"latent_size": %s}' % ("9" * 5000),
+        '{"latent_size": 1e999, "image_size": 16, "channels": [2, 3, 4]}',
+        '{"latent_size": 3, "image_size": 12, "channels": [2, 3, 4]}',
+        '{"latent_size": 3, "image_size": 16, "channels": [2, 3, "\\ud800"]}',
+        '{"latent_size": 3, "image_size": 16, "channels": [2, 3]}',
+        '{"latent_size": 3, "image_size": 16, "channels": [2, 3, -4]}',
+        '{"latent_size": 3, "image_size": 99999999999, "channels": [2, 3, 4]}',
+    ],
+)
+def test_a_hostile_config_of_a_vae_is_told(folder, tmp_path, config):
+    (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(
+        CheckpointError, match=r"config\.json (is no config|cannot be read).*: "
+    ) as e:
+        generators.load(str(tmp_path))
+    assert str(e.value).isprintable()

@@ -1,30 +1,44 @@
 """Restricted readers of weights: a foreign file is data, and nothing in it is executed.
 
-A file's content decides its format, not its name. The pickled parts of PyTorch's archives are read
-by `pickles`; the allow-list is tensors, their storages, and TorchScript modules as attributes.
+A file's content decides its format, not its name. Files are memory-mapped, and tensors are views of
+them.
 """
 
 import contextlib
-import io
+import hashlib
+import json
 import math
-import zipfile
-from collections.abc import Callable, Iterator
+import mmap
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
+import jax.numpy as jnp
 import ml_dtypes
+import msgpack
 import numpy as np
 import safetensors
-from flax import serialization
 
+from qdgs_jax import files
 from qdgs_jax.errors import CheckpointError
-from qdgs_jax.models.pickles import Attributes, UnreadableError, unpickle, unpickle_next
+from qdgs_jax.models import torch_files
+from qdgs_jax.models.foreign import name_format
+from qdgs_jax.models.pickles import Attributes, UnreadableError
+from qdgs_jax.models.torch_files import Tensor
+from qdgs_jax.typing import Array
 
-MAX_PICKLE = 8 << 20  # bytes, without the tensors; known models need less than one MiB
 MAX_ENTRIES = 1 << 17
-MAX_NAME = 1024
-MAX_STORAGE_HEAD = 1024  # bytes; PyTorch writes about 250
-LEGACY_MAGIC, LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
+MAX_NAME = 256
+MAX_HEADER = 16 << 20  # bytes before the tensors of a safetensors file
+MAX_JSON = 1 << 20  # bytes of a config
+MAX_INDEX = 16 << 20  # bytes of an index of shards
+MAX_SHARDS = 1 << 10
+
+INDEX = ".index.json"
+"""How the name of an index of shards ends, behind that of the file that it stands for."""
+
+Tensors: TypeAlias = dict[str, np.ndarray]
 
 _SAFETENSORS_DTYPES = {
     "F64": np.float64,
@@ -38,216 +52,251 @@ _SAFETENSORS_DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
-_STORAGES = {
-    "FloatStorage": np.float32,
-    "DoubleStorage": np.float64,
-    "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16,
-    "LongStorage": np.int64,
-    "IntStorage": np.int32,
-    "ShortStorage": np.int16,
-    "CharStorage": np.int8,
-    "ByteStorage": np.uint8,
-    "BoolStorage": np.bool_,
-}
+_DONTNEED = getattr(mmap, "MADV_DONTNEED", None)
+_DTYPES = {np.dtype(kind).name: np.dtype(kind) for kind in _SAFETENSORS_DTYPES.values()}
 
 
-def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
+def read_tensors(path: str | Path) -> Tensors:
     """All tensors of a file, by name; parts of nested names are joined by dots.
 
-    Reads safetensors, `torch.save` archives, TorchScript archives (attributes, not code) and
-    Flax's msgpack. Arrays may be read-only views; values other than tensors are left out.
+    Reads safetensors, files of `torch.save` of any age, TorchScript archives (attributes, not
+    code), Flax's msgpack, and Hugging Face's indices of shards. Arrays may be read-only views of
+    the file; what is not a tensor, and what numbers name (states of optimizers), is left out.
 
     Raises:
         CheckpointError: The file is absent, damaged, hostile, or of another format.
     """
+    path = Path(path)
+    if path.name.endswith(INDEX):
+        tensors: Tensors = {}
+        for shard, names in _shards(path).items():
+            found = read_tensors(shard)
+            with explained(shard, "fetch it and its index again"):
+                if lacking := names - found.keys():
+                    raise UnreadableError(f"it lacks {min(lacking)} of the {path.name}")
+            tensors |= {name: found[name] for name in names}
+        return tensors
     with explained(path, "fetch it again, or save its tensors as safetensors"):
-        with open(path, "rb") as file:
-            head = file.read(32)
-        return _reader(head)(Path(path))
+        data = map_file(path)
+        return _flatten(_read(path, data), 2 * len(data))
+
+
+def existing(name: str) -> Path | None:
+    """The path that a user gives, if it is one and something is there."""
+    try:
+        path = Path(name).expanduser()
+        path.stat()
+    except (OSError, RuntimeError, ValueError):  # too long, of no user's home, or with a NUL
+        return None
+    return path
+
+
+def shown(name: str) -> str:
+    """A name that anybody chose, for a sentence: short and on one line."""
+    short = name if len(name) <= MAX_NAME else f"{name[:80]} ..."
+    return "".join(letter if letter.isprintable() else "?" for letter in short)
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of a file of weights in hex; of those of its shards, where it is their index.
+
+    Raises:
+        CheckpointError: A file cannot be read.
+    """
+    if not path.name.endswith(INDEX):
+        return files.sha256(path)
+    digests = "".join(files.sha256(shard) for shard in _shards(path))
+    return hashlib.sha256(digests.encode()).hexdigest()
+
+
+def to_device(tensor: np.ndarray) -> Array:
+    """A copy as float32, which neither lies in the file nor keeps what was read of it in memory."""
+    copy = np.array(tensor, np.float32, order="C")
+    base: Any = tensor
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, memoryview) and isinstance(base.obj, mmap.mmap) and _DONTNEED is not None:
+        base.obj.madvise(_DONTNEED)
+    return jnp.asarray(copy)
+
+
+def find_network(tensors: Tensors, *signs: str) -> Tensors:
+    """The tensors of one network, by the names that it gives them itself.
+
+    Training checkpoints hold it under a prefix (`state_dict.module.`), beside other networks and
+    the states of optimizers; of a network and its moving average (`ema`), the average is taken.
+    `torch.compile` adds `_orig_mod.` anywhere.
+
+    Args:
+        signs: names of tensors, one of which every network of this kind has, and no other.
+
+    Returns:
+        Its tensors; none if there is no such network.
+    """
+    plain = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
+    if len(plain) < len(tensors):
+        plain = tensors
+    prefixes = {
+        name.removesuffix(sign)
+        for name in plain
+        for sign in signs
+        if name == sign or name.endswith(f".{sign}")
+    }
+    if not prefixes:
+        return {}
+
+    def rank(prefix: str) -> tuple[bool, int, str]:
+        return "ema" not in re.split(r"[._]", prefix.lower()), len(prefix), prefix
+
+    best = min(prefixes, key=rank)
+    return {
+        name.removeprefix(best): tensor for name, tensor in plain.items() if name.startswith(best)
+    }
+
+
+def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
+    """The object in a JSON file of at most `limit` bytes.
+
+    Raises:
+        CheckpointError: The file is absent, too large, or holds something else.
+    """
+    with explained(path, "fetch it again"):
+        with files.open_regular(path, limit) as file:
+            content = file.read(limit)
+        try:
+            values = json.loads(content.decode("utf-8-sig"))
+            json.dumps(values, ensure_ascii=False).encode()  # halves of surrogate pairs fail
+        except (ValueError, RecursionError) as error:
+            raise UnreadableError("it is not JSON") from error
+        if not isinstance(values, dict):
+            raise UnreadableError("it holds no JSON object")
+        return values
 
 
 @contextlib.contextmanager
 def explained(path: str | Path, remedy: str) -> Iterator[None]:
     """Replaces any exception of a reader by a CheckpointError of one sentence.
 
+    Args:
+        remedy: what helps, unless an UnreadableError knows better.
+
     Raises:
         CheckpointError: The code inside raised an exception.
     """
     try:
         yield
-    except CheckpointError:
+    except (CheckpointError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except OSError as error:
         reason = error.strerror or "it is damaged"
         raise CheckpointError(f"{path} cannot be read, {reason}: check the path") from error
-    except Exception as error:  # a hostile file can cause any exception
-        reason = str(error) if isinstance(error, UnreadableError) else "it is damaged"
-        raise CheckpointError(f"{path} cannot be read, {reason}: {remedy}") from error
+    except UnreadableError as error:
+        remedy = error.remedy or remedy
+        raise CheckpointError(f"{path} cannot be read, {error}: {remedy}") from error
+    # A hostile file can cause any exception, and Rust's panics are not derived from Exception.
+    except BaseException as error:
+        raise CheckpointError(f"{path} cannot be read, it is damaged: {remedy}") from error
 
 
-def _reader(head: bytes) -> Callable[[Path], dict[str, np.ndarray]]:
+def map_file(path: Path) -> memoryview:
+    """The bytes of a file, which stay on disk until they are used.
+
+    Raises:
+        UnreadableError: It is empty.
+        OSError: It is absent or no regular file.
+    """
+    with files.open_regular(path) as file:
+        if not file.read(1):
+            raise UnreadableError("it is empty")
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _read(path: Path, data: memoryview) -> Any:
+    """Nested dictionaries of tensors."""
+    head = bytes(data[:512])
     if head.startswith(b"PK\x03\x04"):
-        return _read_torch_archive
+        return torch_files.read_archive(data)
+    if head.startswith(torch_files.LEGACY_START):
+        return torch_files.read_legacy(data)
     if head[8:9] == b"{":
-        return _read_safetensors
+        return _read_safetensors(path, data)
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        raise UnreadableError("it is a bare pickle (of PyTorch before 1.6, or others)")
+        raise UnreadableError("it is a bare pickle, not written by `torch.save`")
+    if foreign := name_format(head):
+        raise foreign
     if 0x80 < head[0] < 0x90 or head[0] in (0xDE, 0xDF):
-        return _read_msgpack
-    if head.startswith(b"version https://git-lfs"):
-        raise UnreadableError("it is only a Git LFS pointer (`git lfs pull` fetches the file)")
+        return _read_msgpack(data)
     raise UnreadableError("its format is unknown")
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+def _read_safetensors(path: Path, data: memoryview) -> Tensors:
+    size = 8 + int.from_bytes(data[:8], "little")
+    if size > MAX_HEADER:
+        raise UnreadableError("it is damaged")
     tensors = {}
-    for name, view in safetensors.deserialize(path.read_bytes()):
-        if view["dtype"] not in _SAFETENSORS_DTYPES:
-            raise UnreadableError(f"the type {view['dtype']} of {name} is unsupported")
-        flat = np.frombuffer(view["data"], _SAFETENSORS_DTYPES[view["dtype"]])
-        tensors[name] = flat.reshape(view["shape"])
+    with safetensors.safe_open(path, framework="np") as file:
+        for name in file.offset_keys():  # tensors lie one behind another
+            described = file.get_slice(name)
+            if described.get_dtype() not in _SAFETENSORS_DTYPES:
+                raise UnreadableError("it holds numbers of a type that is unsupported")
+            dtype = np.dtype(_SAFETENSORS_DTYPES[described.get_dtype()])
+            shape = described.get_shape()
+            start, size = size, size + math.prod(shape) * dtype.itemsize
+            tensors[name] = np.frombuffer(data[start:size], dtype).reshape(shape)
     return tensors
 
 
-def _read_msgpack(path: Path) -> dict[str, np.ndarray]:
-    return _flatten(serialization.msgpack_restore(path.read_bytes()))
-
-
-def _read_torch_archive(path: Path) -> dict[str, np.ndarray]:
-    with zipfile.ZipFile(path) as archive:
-        root, sizes = _members(archive, path.stat().st_size)
-        buffers: dict[str, bytes] = {}
-
-        def storage(kind: Any, dtype: Any, key: Any, device: Any, count: Any, *_: Any) -> Storage:
-            if not isinstance(dtype, np.dtype) or type(key) is not str:
-                raise UnreadableError("one of its storages is malformed")
-            member = f"{root}data/{key}"
-            if _count(count) * dtype.itemsize > sizes.get(member, -1):
-                raise UnreadableError(f"its storage {key[:80]!r} is shorter than claimed")
-            if key not in buffers:
-                buffers[key] = archive.read(member)
-            return Storage(buffers[key], dtype, count)
-
-        return _flatten(unpickle(archive.read(f"{root}data.pkl"), _torch_global, storage))
-
-
-def _members(archive: zipfile.ZipFile, file_size: int) -> tuple[str, dict[str, int]]:
-    """The top folder of a PyTorch archive, and the sizes of its members in bytes."""
-    infos = archive.infolist()
-    sizes = {info.filename: info.file_size for info in infos}
-    if len(sizes) != len(infos):
-        raise UnreadableError("two of its members have one name")
-    if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
-        raise UnreadableError("it is compressed, which PyTorch's files never are")
-    if sum(sizes.values()) > file_size:
-        raise UnreadableError("its members claim more bytes than it has")
-    roots = [name[:-8] for name in sizes if name.count("/") == 1 and name.endswith("/data.pkl")]
-    if len(roots) != 1:
-        raise UnreadableError("it is a zip archive, but not PyTorch's")
-    root = roots[0]
-    if f"{root}byteorder" in sizes and archive.read(f"{root}byteorder") != b"little":
-        raise UnreadableError("its byte order is not little-endian")
-    if sizes[f"{root}data.pkl"] > MAX_PICKLE:
-        raise UnreadableError(f"its pickle is larger than {MAX_PICKLE} bytes")
-    return root, sizes
-
-
-class Storage(NamedTuple):
-    """The flat buffer that tensors are views of."""
-
-    data: bytes | memoryview
-    dtype: np.dtype
-    elements: int
-
-
-def read_storage(stream: bytes) -> Storage:
-    """Reads one storage in the format of `torch.save` before 1.6, as pickled storages still have.
-
-    Five small pickles (magic number, version, sizes of types, storage, keys), then the number of
-    elements, then the elements.
-
-    Raises:
-        UnreadableError: The number of elements is not the claimed one.
-        Exception: Any other, if the stream is malformed.
-    """
-    head = io.BytesIO(stream[:MAX_STORAGE_HEAD])
-
-    def claimed(kind: Any, dtype: Any, key: Any, device: Any, count: Any, view: Any) -> Storage:
-        if not isinstance(dtype, np.dtype) or view is not None:
-            raise UnreadableError("one of its storages is malformed")
-        return Storage(b"", dtype, _count(count))
-
-    magic, version, system, storage, _ = (
-        unpickle_next(head, _storage_type, claimed) for _ in range(5)
-    )
-    if (magic, version, system["little_endian"]) != (LEGACY_MAGIC, LEGACY_VERSION, True):
-        raise UnreadableError("one of its storages is of another format")
-    if not isinstance(storage, Storage):
-        raise UnreadableError("one of its storages is malformed")
-    count = int.from_bytes(head.read(8), "little")
-    data = memoryview(stream)[head.tell() :]
-    if count != storage.elements or count * storage.dtype.itemsize != len(data):
-        raise UnreadableError("one of its storages is not of the claimed size")
-    return storage._replace(data=data)
-
-
-def rebuild_tensor(
-    storage: Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
-) -> np.ndarray:
-    """A read-only view into a storage, as `torch._utils._rebuild_tensor_v2` describes it.
-
-    Raises:
-        ValueError: The view leaves the storage, or repeats its elements.
-    """
-    if not isinstance(storage, Storage) or len(size) != len(stride) or len(size) > 32:
-        raise UnreadableError("one of its tensors is malformed")
-    count = math.prod(map(_count, size))
-    last = _count(offset) + sum((n - 1) * _count(s) for n, s in zip(size, stride, strict=True))
-    if count > storage.elements or (count and last >= storage.elements):
-        raise UnreadableError("one of its tensors reaches outside its storage")
-    if count == 0:
-        return np.zeros(size, storage.dtype)
-    itemsize = storage.dtype.itemsize
-    strides = [s * itemsize for s in stride]
-    return np.ndarray(size, storage.dtype, storage.data, offset * itemsize, strides)
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 1 << 48:
-        raise UnreadableError("one of its sizes, strides or offsets is no count")
-    return value
-
-
-def _torch_global(module: str, name: str) -> Any:
-    if module.split(".")[0] == "__torch__":
-        return Attributes
-    return _storage_type(module, name) or _INERT.get((module, name))
-
-
-def _storage_type(module: str, name: str) -> np.dtype | None:
-    known = module in ("torch", "torch.cuda") and name in _STORAGES
-    return np.dtype(_STORAGES[name]) if known else None
-
-
-_INERT: dict[tuple[str, str], Callable[..., Any]] = {
-    ("collections", "OrderedDict"): lambda: {},
-    ("torch._utils", "_rebuild_parameter"): lambda data, requires_grad, hooks: data,
-    ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
-    # Attributes of TorchScript modules other than tensors; `_flatten` leaves them out.
-    ("torch.jit._pickle", "build_boollist"): lambda values: values,
-    ("torch.jit._pickle", "build_doublelist"): lambda values: values,
-    ("torch.jit._pickle", "build_intlist"): lambda values: values,
-    ("torch.jit._pickle", "build_tensorlist"): lambda values: values,
-    ("torch.jit._pickle", "restore_type_tag"): lambda value, kind: value,
-}
-
-
-def _flatten(tree: Any) -> dict[str, np.ndarray]:
-    """Tensors by dotted name. Limited, since a pickle may hold itself, or one part many times."""
-    tensors: dict[str, np.ndarray] = {}
-    todo: list[tuple[str, Any]] = [("", tree)]
+def _read_msgpack(data: memoryview) -> Any:
+    """What `flax.serialization` wrote; values other than arrays and numbers become None."""
     entries = 0
+
+    def count(node: Any) -> Any:
+        nonlocal entries
+        entries += 1 + len(node)
+        if entries > MAX_ENTRIES:
+            raise UnreadableError(f"it has more than {MAX_ENTRIES} entries")
+        return node
+
+    # Containers are counted at their end, and as many may be open as msgpack's stack is deep.
+    limits = {"max_map_len": 1 << 12, "max_array_len": 64, "max_str_len": 1 << 16}
+    hooks = {"object_hook": count, "list_hook": count}
+
+    def array(kind: int, content: bytes) -> np.ndarray | None:
+        if kind not in (1, 3):  # arrays, scalars
+            return None
+        shape, name, values = msgpack.unpackb(content, raw=True, **hooks, **limits)
+        return np.frombuffer(values, _DTYPES[name.decode()]).reshape(shape)
+
+    return msgpack.unpackb(data, ext_hook=array, **hooks, **limits)
+
+
+def _shards(index: Path) -> dict[Path, set[str]]:
+    """The files that an index of shards names, each with the names of its tensors."""
+    names = read_json(index, MAX_INDEX).get("weight_map")
+    shards: dict[Path, set[str]] = {}
+    with explained(index, "fetch it and its shards again"):
+        if not isinstance(names, dict) or not 0 < len(names) <= MAX_ENTRIES:
+            raise UnreadableError("it has no weight_map of names to files")
+        for name, shard in names.items():
+            if not isinstance(shard, str) or not re.fullmatch(r"[\w-][\w.-]{,254}", shard, re.A):
+                raise UnreadableError("it names a file outside of its folder, or none")
+            if shard.endswith(INDEX):
+                raise UnreadableError("it names another index")
+            shards.setdefault(index.parent / shard, set()).add(name)
+        if len(shards) > MAX_SHARDS:
+            raise UnreadableError(f"it names more than {MAX_SHARDS} files")
+    return shards
+
+
+def _flatten(tree: Any, limit: int) -> Tensors:
+    """Tensors by dotted name. Limited, since a pickle may hold itself, or one part many times.
+
+    Args:
+        limit: the most bytes of all tensors together.
+    """
+    tensors: Tensors = {}
+    todo: list[tuple[str, Any]] = [("", tree)]
+    entries = total = 0
     while todo:
         name, node = todo.pop()
         if isinstance(node, Attributes):
@@ -257,13 +306,21 @@ def _flatten(tree: Any) -> dict[str, np.ndarray]:
             if entries > MAX_ENTRIES:
                 raise UnreadableError(f"it has more than {MAX_ENTRIES} entries")
             for key, child in reversed(node.items()):
-                if type(key) is not str or len(name) + len(key) > MAX_NAME:
-                    raise UnreadableError("one of its names is no text, or too long")
+                if type(key) is not str:
+                    continue
+                if len(name) + len(key) > MAX_NAME or not key.isprintable():
+                    raise UnreadableError("one of its names is too long, or no plain text")
                 todo.append((f"{name}.{key}" if name else key, child))
-        elif isinstance(node, np.ndarray | np.generic):
+        elif isinstance(node, Tensor | np.ndarray | np.generic):
             if name in tensors:
                 raise UnreadableError("two of its tensors have one name")
-            tensors[name] = np.asarray(node)
+            total += node.bytes if isinstance(node, Tensor) else node.nbytes
+            if total > limit:
+                raise UnreadableError("its tensors claim more bytes than it has")
+            tensors[name] = node.array() if isinstance(node, Tensor) else np.asarray(node)
     if not tensors:
-        raise UnreadableError("it holds no tensor by name")
+        raise UnreadableError(
+            "it holds no tensor by name",
+            "save `model.state_dict()`, which has names, and give that",
+        )
     return tensors

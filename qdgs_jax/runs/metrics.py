@@ -32,7 +32,7 @@ def read(out: Path) -> list[Row]:
     """
     rows: list[Row] = []
     with contextlib.suppress(OSError, csv.Error):
-        with files.reading(out / NAME, limit=MAX_BYTES) as file:
+        with files.open_regular(out / NAME, MAX_BYTES) as file:
             lines = file.read().decode(errors="replace").splitlines()
         for texts in csv.DictReader(line for line in lines if "\0" not in line):
             with contextlib.suppress(ValueError, TypeError, KeyError):

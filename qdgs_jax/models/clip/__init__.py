@@ -14,7 +14,9 @@ CLIP's model card puts any deployed use of the model out of scope, and all use f
 and surveillance, whatever its performance. The same applies to embeddings computed here.
 """
 
+from qdgs_jax.models.clip import tokenizer
 from qdgs_jax.models.clip.modeling import (
+    LEGACY_EOS,
     CLIPConfig,
     TowerConfig,
     embed_images,
@@ -24,6 +26,7 @@ from qdgs_jax.models.clip.modeling import (
 from qdgs_jax.models.clip.params import find_weights, load, save
 
 __all__ = [
+    "LEGACY_EOS",
     "CLIPConfig",
     "TowerConfig",
     "embed_images",
@@ -32,4 +35,5 @@ __all__ = [
     "init",
     "load",
     "save",
+    "tokenizer",
 ]

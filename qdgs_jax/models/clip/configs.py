@@ -3,44 +3,80 @@
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from qdgs_jax.models.clip.modeling import LEGACY_EOS, CLIPConfig, TowerConfig
 
+Three: TypeAlias = tuple[float, float, float]
+
 _HEAD_WIDTH = 64  # of all of OpenAI's CLIPs, and open_clip's default
-_OPEN_CLIP_MODEL = ("embed_dim", "quick_gelu", "vision_cfg", "text_cfg")
-_OPEN_CLIP_VISION = ("image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size")
-_OPEN_CLIP_TEXT = ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio")
+_MAX_COUNT = 1 << 20
+_ANY = object()
+_OPEN_CLIP_MODEL = dict.fromkeys(
+    ("embed_dim", "quick_gelu", "vision_cfg", "text_cfg",
+     "cast_dtype", "custom_text", "init_logit_bias", "init_logit_scale", "output_dict"),
+    _ANY,
+)  # fmt: skip
+_OPEN_CLIP_VISION = {
+    **dict.fromkeys(
+        ("image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size",
+         "attn_pooler_heads", "attn_pooler_queries", "output_tokens", "patch_dropout", "timm_drop",
+         "timm_drop_path", "timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias"),
+        _ANY,
+    ),
+    "pool_type": "tok",
+    "pos_embed_type": "learnable",
+}  # fmt: skip
+_OPEN_CLIP_TEXT = {
+    **dict.fromkeys(
+        ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio",
+         "hf_model_pretrained", "output_tokens", "pad_id"),
+        _ANY,
+    ),
+    "pool_type": "argmax",
+    "proj_type": "linear",
+}  # fmt: skip
+"""Options of open_clip that leave the network as it is here: those that are read from the weights,
+those of its training, and those of parts that it lacks; or the one value that does."""
 
 
-def from_hugging_face(model: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> CLIPConfig:
-    """Read Hugging Face's config.json and preprocessor_config.json (which may be empty).
+def from_hugging_face(model: Mapping[str, Any], processor: Mapping[str, Any]) -> CLIPConfig:
+    """Read Hugging Face's config.json and the options of its image processor (which may be none).
 
     Raises:
         ValueError, TypeError: They do not describe a CLIP.
     """
     if model.get("model_type", "clip") != "clip":
-        raise ValueError(f"its model_type is {model['model_type']!r}, not 'clip'")
+        raise ValueError(f"its model_type is {_shown(model['model_type'])}, not 'clip'")
     default = CLIPConfig()
     # Old files keep the values that differ from the defaults in `..._dict`, which takes precedence.
     vision = {**(model.get("vision_config") or {}), **(model.get("vision_config_dict") or {})}
     text = {**(model.get("text_config") or {}), **(model.get("text_config_dict") or {})}
+    vocabulary_size = _count(text, "vocab_size", default.vocabulary_size)
     eos = text.get("eos_token_id", 49407)  # the default of transformers
-    if not isinstance(eos, int):
-        raise ValueError(f"its eos_token_id is {eos!r}, not one number")
+    if type(eos) is not int or not 0 <= eos < vocabulary_size:
+        raise ValueError(f"its eos_token_id is {_shown(eos)}, not one of {vocabulary_size} numbers")
+    mean, std = _pixels(processor, "image_mean", "image_std")
+    # Pixels are in [0, 1] here, which is 1 / 255 of what a processor rescales.
+    scale = 255 * _number(processor, "rescale_factor", 1 / 255)
+    scale = scale if processor.get("do_rescale", True) else 255
+    if not processor.get("do_normalize", True):
+        mean, std = (0.0,) * 3, (1.0,) * 3
+    if not math.isclose(scale, 1, rel_tol=1e-6):
+        mean, std = _over(mean, scale), _over(std, scale)
     return CLIPConfig(
         vision=_tower(vision, default.vision),
         text=_tower(text, default.text),
-        embedding_size=model.get("projection_dim", default.embedding_size),
-        image_size=vision.get("image_size", default.image_size),
-        patch_size=vision.get("patch_size", default.patch_size),
-        context_length=text.get("max_position_embeddings", default.context_length),
-        vocabulary_size=text.get("vocab_size", default.vocabulary_size),
+        embedding_size=_count(model, "projection_dim", default.embedding_size),
+        image_size=_count(vision, "image_size", default.image_size),
+        patch_size=_count(vision, "patch_size", default.patch_size),
+        context_length=_count(text, "max_position_embeddings", default.context_length),
+        vocabulary_size=vocabulary_size,
         eos_token_id=eos,
-        pixel_mean=tuple(preprocessor.get("image_mean", default.pixel_mean)),
-        pixel_std=tuple(preprocessor.get("image_std", default.pixel_std)),
+        pixel_mean=mean,
+        pixel_std=std,
     )
 
 
@@ -98,12 +134,11 @@ def from_openai(
         (vision, _OPEN_CLIP_VISION),
         (text, _OPEN_CLIP_TEXT),
     ):
-        unknown = [key for key, value in options.items() if value and key not in known]
-        if unknown:
-            raise ValueError(f"open_clip's {', '.join(unknown)} is unsupported")
+        for key, value in options.items():
+            if value and known.get(key, not value) not in (_ANY, value):
+                raise ValueError(f"open_clip's {key[:40]} = {_shown(value)} is unsupported")
     quick = open_clip is None or described.get("quick_gelu")
-    pixels = (open_clip or {}).get("preprocess_cfg", {})
-    default = CLIPConfig()
+    mean, std = _pixels((open_clip or {}).get("preprocess_cfg", {}), "mean", "std")
 
     def tower(prefix: str, width: int, heads: int) -> TowerConfig:
         blocks = [re.match(rf"{re.escape(prefix)}\.resblocks\.(\d{{1,4}})\.", k) for k in tensors]
@@ -111,31 +146,72 @@ def from_openai(
         mlp_width = tensors[f"{prefix}.resblocks.0.mlp.c_fc.weight"].shape[0]
         return TowerConfig(width, layers, heads, mlp_width, "quick_gelu" if quick else "gelu")
 
+    head_width = _count(vision, "head_width", _HEAD_WIDTH)
     width, _, patch_size, _ = tensors["visual.conv1.weight"].shape
     grid = math.isqrt(tensors["visual.positional_embedding"].shape[0] - 1)
     context_length, text_width = tensors["positional_embedding"].shape
     return CLIPConfig(
-        vision=tower("visual.transformer", width, width // vision.get("head_width", _HEAD_WIDTH)),
-        text=tower("transformer", text_width, text.get("heads", text_width // _HEAD_WIDTH)),
+        vision=tower("visual.transformer", width, width // head_width),
+        text=tower("transformer", text_width, _count(text, "heads", text_width // _HEAD_WIDTH)),
         embedding_size=tensors["text_projection"].shape[1],
         image_size=grid * patch_size,
         patch_size=patch_size,
         context_length=context_length,
         vocabulary_size=tensors["token_embedding.weight"].shape[0],
         eos_token_id=LEGACY_EOS,
-        pixel_mean=tuple(pixels.get("mean", default.pixel_mean)),
-        pixel_std=tuple(pixels.get("std", default.pixel_std)),
+        pixel_mean=mean,
+        pixel_std=std,
     )
+
+
+def _pixels(options: Mapping[str, Any], mean: str, std: str) -> tuple[Three, Three]:
+    """Mean and standard deviation of the pixels, three numbers each; OpenAI's by default."""
+    default = CLIPConfig()
+    values = options.get(mean, default.pixel_mean), options.get(std, default.pixel_std)
+    for value in values:
+        if not isinstance(value, list | tuple) or len(value) != 3 or not all(map(_finite, value)):
+            raise ValueError(f"its {mean} or {std} is {_shown(value)}, not three numbers")
+    if min(values[1]) <= 0:
+        raise ValueError(f"its {std} is {_shown(values[1])}, but divides pixels")
+    (red, green, blue), (reds, greens, blues) = values
+    return (red, green, blue), (reds, greens, blues)
+
+
+def _over(values: Three, scale: float) -> Three:
+    red, green, blue = values
+    return red / scale, green / scale, blue / scale
+
+
+def _count(options: Mapping[str, Any], key: str, default: int) -> int:
+    value = options.get(key, default)
+    if type(value) is not int or not 0 < value <= _MAX_COUNT:
+        raise ValueError(f"its {key} is {_shown(value)}, not a count up to {_MAX_COUNT}")
+    return value
+
+
+def _number(options: Mapping[str, Any], key: str, default: float) -> float:
+    value = options.get(key, default)
+    if not _finite(value) or value <= 0:
+        raise ValueError(f"its {key} is {_shown(value)}, not a number above 0")
+    return value
+
+
+def _finite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e9
+
+
+def _shown(value: Any) -> str:
+    return ascii(value)[:40]
 
 
 def _tower(values: Mapping[str, Any], default: TowerConfig) -> TowerConfig:
     return TowerConfig(
-        width=values.get("hidden_size", default.width),
-        layers=values.get("num_hidden_layers", default.layers),
-        heads=values.get("num_attention_heads", default.heads),
-        mlp_width=values.get("intermediate_size", default.mlp_width),
+        width=_count(values, "hidden_size", default.width),
+        layers=_count(values, "num_hidden_layers", default.layers),
+        heads=_count(values, "num_attention_heads", default.heads),
+        mlp_width=_count(values, "intermediate_size", default.mlp_width),
         hidden_act=values.get("hidden_act", default.hidden_act),
-        layer_norm_eps=values.get("layer_norm_eps", default.layer_norm_eps),
+        layer_norm_eps=_number(values, "layer_norm_eps", default.layer_norm_eps),
     )
 
 

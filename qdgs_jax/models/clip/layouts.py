@@ -11,9 +11,10 @@ from qdgs_jax.models.clip.modeling import CLIPConfig
 Transform: TypeAlias = Callable[[np.ndarray], np.ndarray]
 
 IGNORED = frozenset(
-    ("attn_mask", "context_length", "input_resolution", "output_dim", "position_ids", "vocab_size")
-)
-"""Last parts of keys that hold constants of the program rather than weights."""
+    ("attn_mask", "context_length", "input_resolution", "logit_bias", "output_dim", "position_ids",
+     "vocab_size")
+)  # fmt: skip
+"""Last parts of keys that hold constants of the program, or of training, rather than weights."""
 
 
 class Row(NamedTuple):

@@ -17,26 +17,43 @@ from flax import traverse_util
 
 from qdgs_jax import files
 from qdgs_jax.errors import CheckpointError
-from qdgs_jax.models.checkpoint import read_tensors
+from qdgs_jax.models.checkpoint import (
+    INDEX,
+    Tensors,
+    find_network,
+    read_json,
+    read_tensors,
+    to_device,
+)
 from qdgs_jax.models.clip.configs import from_hugging_face, from_openai, to_hugging_face
 from qdgs_jax.models.clip.layouts import IGNORED, Row, hugging_face, openai, write
 from qdgs_jax.models.clip.modeling import CLIPConfig, init
+from qdgs_jax.models.foreign import name_network
 from qdgs_jax.typing import Params
 
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "flax_model.msgpack")
+_WEIGHTS = (
+    "model.safetensors", f"model.safetensors{INDEX}", "model.fp16.safetensors",
+    "pytorch_model.bin", f"pytorch_model.bin{INDEX}", "pytorch_model.fp16.bin",
+    "flax_model.msgpack",
+)  # fmt: skip
 _OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _BESIDE = ("*.json", "merges.txt")  # configs and tokenizer
+_SHARDS = ("model-*-of-*.safetensors", "pytorch_model-*-of-*.bin")
+_OPENAI, _HUGGING_FACE = "visual.class_embedding", "vision_model.embeddings.class_embedding"
+_CONFIG, _OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
+_PROCESSOR, _IMAGE_PROCESSOR = "processor_config.json", "preprocessor_config.json"
 _TOLD = 20  # problems listed in one message
 
 
 def load(path_or_hub_id: str | Path) -> tuple[CLIPConfig, Params]:
     """Load a CLIP from a folder, a single file, or the Hugging Face hub.
 
-    A folder in Hugging Face's layout holds config.json and one of model.safetensors,
-    pytorch_model.bin, flax_model.msgpack; one in open_clip's holds open_clip_config.json and
-    open_clip_model.safetensors or open_clip_pytorch_model.bin. A single file has its configs beside
-    it. Without them it is read as OpenAI's: the config follows from its shapes, the activation is
-    OpenAI's.
+    A folder in Hugging Face's layout holds config.json and one of model.safetensors (or
+    model.fp16.safetensors), pytorch_model.bin, flax_model.msgpack, of which the first two may be an
+    index of shards; one in open_clip's holds open_clip_config.json and open_clip_model.safetensors
+    or open_clip_pytorch_model.bin. A single file has its configs beside it. Without them it is read
+    as OpenAI's: the config follows from its shapes, the activation is OpenAI's. Either may be a
+    training checkpoint; see `checkpoint.find_network`.
 
     Returns:
         The config, and the weights as float32.
@@ -46,22 +63,28 @@ def load(path_or_hub_id: str | Path) -> tuple[CLIPConfig, Params]:
     """
     path = find_weights(path_or_hub_id)
     tensors = read_tensors(path)
+    network = _merged_towers(find_network(tensors, _OPENAI, _HUGGING_FACE))
+    foreign = name_network(tensors, "encoder")
+    if not network and foreign:
+        raise CheckpointError(f"{path} holds {foreign[0]}: {foreign[1]}")
     try:
-        if "visual.conv1.weight" in tensors:
-            config = _openai_config(path, tensors)
-            return config, _fill(config, openai(config), tensors, path)
-        config = from_hugging_face(
-            _read_json(path.parent / "config.json"),
-            _read_json(path.parent / "preprocessor_config.json", optional=True) or {},
-        )
-        table = hugging_face(config, flax="visual_projection.kernel" in tensors)
-        return config, _fill(config, table, tensors, path)
-    except (AttributeError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        if not network:
+            raise ValueError("it has no image tower of a CLIP")
+        if _OPENAI in network:
+            config = _openai_config(path, tensors, network)
+            return config, _fill(config, openai(config), network, path)
+        config = from_hugging_face(_read_json(path.parent / _CONFIG), _read_processor(path.parent))
+        table = hugging_face(config, flax="visual_projection.kernel" in network)
+        return config, _fill(config, table, network, path)
+    except CheckpointError:
+        raise
+    except Exception as error:  # a hostile config chooses how its reading fails
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise CheckpointError(
-            f"{path} is no CLIP known here, {reason}: take one with a vision transformer in the "
-            "layout of Hugging Face, OpenAI or open_clip"
-        ) from error
+        what, remedy = foreign or (
+            f"no CLIP known here, {reason}",
+            "take one with a vision transformer in the layout of Hugging Face, OpenAI or open_clip",
+        )
+        raise CheckpointError(f"{path} is {what}: {remedy}") from error
 
 
 def find_weights(path_or_hub_id: str | Path) -> Path:
@@ -71,9 +94,9 @@ def find_weights(path_or_hub_id: str | Path) -> Path:
         CheckpointError: There is no such file.
     """
     path = Path(path_or_hub_id)
-    if path.is_file():
-        return path
-    return _choose(path if path.is_dir() else _download(str(path_or_hub_id)))
+    if path.is_dir():
+        return _choose(path)
+    return path if path.exists() else _choose(_download(str(path_or_hub_id)))
 
 
 def save(folder: str | Path, config: CLIPConfig, params: Params) -> None:
@@ -89,14 +112,12 @@ def save(folder: str | Path, config: CLIPConfig, params: Params) -> None:
         for row in hugging_face(config)
     }
     model, preprocessor = to_hugging_face(config)
-    for name, values in (("config.json", model), ("preprocessor_config.json", preprocessor)):
+    for name, values in ((_CONFIG, model), (_IMAGE_PROCESSOR, preprocessor)):
         files.write(folder / name, json.dumps(values, indent=2) + "\n")
     files.write(folder / "model.safetensors", safetensors.numpy.save(tensors, {"format": "pt"}))
 
 
-def _fill(
-    config: CLIPConfig, table: Iterable[Row], tensors: dict[str, np.ndarray], path: Path
-) -> Params:
+def _fill(config: CLIPConfig, table: Iterable[Row], tensors: Tensors, path: Path) -> Params:
     """Fills every leaf from one row and uses every tensor; one error lists all problems."""
     if config.vision.layers + config.text.layers > len(tensors):
         raise ValueError("its config names more layers than it has tensors")
@@ -120,7 +141,7 @@ def _fill(
                 f"{shapes[row.target]}"
             )
         else:
-            leaves[row.target] = jnp.asarray(leaf, jnp.float32)
+            leaves[row.target] = to_device(leaf)
     problems = [*dict.fromkeys(problems), *(f"{key} is unknown" for key in sorted(unused))]
     if problems:
         told = "; ".join(problems[:_TOLD])
@@ -141,36 +162,67 @@ def _read(row: Row, tensor: np.ndarray) -> np.ndarray | None:
         return None
 
 
-def _openai_config(path: Path, tensors: dict[str, np.ndarray]) -> CLIPConfig:
-    open_clip = _read_json(path.parent / "open_clip_config.json", optional=True)
-    if open_clip is None and (path.suffix == ".safetensors" or path.name.startswith("open_clip")):
+def _merged_towers(network: Tensors) -> Tensors:
+    """The names of open_clip's CLIPs whose text tower is a network of its own, `text`."""
+    if "text.token_embedding.weight" not in network:
+        return network
+    return {name.removeprefix("text."): tensor for name, tensor in network.items()}
+
+
+def _openai_config(path: Path, tensors: Tensors, network: Tensors) -> CLIPConfig:
+    open_clip = _read_json(path.parent / _OPEN_CLIP_CONFIG, optional=True)
+    named = path.suffix == ".safetensors" or path.name.startswith("open_clip")
+    if open_clip is None and (named or _OPENAI not in tensors):
         warnings.warn(
             f"{path} is read as OpenAI's weights, with activation quick_gelu: if open_clip trained "
-            "them, put its open_clip_config.json beside them",
+            f"them, put its {_OPEN_CLIP_CONFIG} beside them",
             stacklevel=3,
         )
-    return from_openai(tensors, open_clip)
+    if open_clip is not None and not {"mean", "std"} <= open_clip.get("preprocess_cfg", {}).keys():
+        _warn_of_pixels(path.parent / _OPEN_CLIP_CONFIG)
+    return from_openai(network, open_clip)
+
+
+def _read_processor(folder: Path) -> dict[str, Any]:
+    """The options of a folder's image processor; transformers reads them in this order."""
+    both = _read_json(folder / _PROCESSOR, optional=True) or {}
+    options = both.get("image_processor") or {}
+    options = options or _read_json(folder / _IMAGE_PROCESSOR, optional=True) or {}
+    if not {"image_mean", "image_std"} <= options.keys() and options.get("do_normalize", True):
+        _warn_of_pixels(folder / _IMAGE_PROCESSOR)
+    return options
+
+
+def _warn_of_pixels(path: Path) -> None:
+    warnings.warn(
+        f"No {path} says by which mean and standard deviation pixels are normalised, OpenAI's are "
+        "taken: if these weights were trained with others, put that file there",
+        stacklevel=4,
+    )
 
 
 def _choose(folder: Path) -> Path:
     """The preferred file of weights in a folder."""
     for name in _candidates(folder):
-        if (folder / name).is_file():
+        if (folder / name).exists():
             return folder / name
+    config = _read_json(folder / _CONFIG, optional=True) or {}
+    kind = str(config.get("model_type") or config.get("architecture") or "")[:40]
     raise CheckpointError(
-        f"{folder} holds no CLIP: it needs config.json and one of {', '.join(_WEIGHTS)}, "
-        f"or open_clip_config.json and one of {', '.join(_OPEN_CLIP_WEIGHTS)}"
+        f"{folder} holds no CLIP{f' but {kind!a}' * bool(kind)}: give a folder with {_CONFIG} of a "
+        f"CLIP and one of {', '.join(_WEIGHTS)}, or with {_OPEN_CLIP_CONFIG} and one of "
+        f"{', '.join(_OPEN_CLIP_WEIGHTS)}"
     )
 
 
 def _candidates(folder: Path) -> tuple[str, ...]:
     # timm's folders have a config.json and a model.safetensors of another kind beside open_clip's.
-    config = _read_json(folder / "config.json", optional=True) or {}
-    if "vision_config" in config or "text_config" in config:
+    config = _read_json(folder / _CONFIG, optional=True) or {}
+    if config.keys() & {"vision_config", "text_config", "vision_config_dict", "text_config_dict"}:
         return _WEIGHTS
-    if (folder / "open_clip_config.json").is_file():
+    if (folder / _OPEN_CLIP_CONFIG).exists():
         return _OPEN_CLIP_WEIGHTS
-    return ()
+    return _WEIGHTS if config.get("model_type") == "clip" else ()
 
 
 def _download(hub_id: str) -> Path:
@@ -180,7 +232,10 @@ def _download(hub_id: str) -> Path:
     try:
         folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=[*_BESIDE]))
         for name in _candidates(folder):
-            huggingface_hub.snapshot_download(hub_id, allow_patterns=[*_BESIDE, name])
+            if not name.endswith(INDEX):
+                huggingface_hub.snapshot_download(hub_id, allow_patterns=[*_BESIDE, name])
+            elif (folder / name).is_file():
+                huggingface_hub.snapshot_download(hub_id, allow_patterns=[*_BESIDE, *_SHARDS])
             if (folder / name).is_file():
                 break
     except Exception as error:  # network, proxy and hub raise many kinds
@@ -193,14 +248,8 @@ def _download(hub_id: str) -> Path:
 
 
 def _read_json(path: Path, *, optional: bool = False) -> Any:
-    if optional and not path.is_file():
-        return None
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing: put it beside the weights") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: fetch it again") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds no JSON object: fetch it again")
-    return values
+    if not path.exists():
+        if optional:
+            return None
+        raise CheckpointError(f"{path} is missing: put it beside the weights")
+    return read_json(path)

@@ -11,13 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdgs_jax.errors import CheckpointError
-from qdgs_jax.models.checkpoint import read_tensors
+from qdgs_jax.models.checkpoint import Tensors, find_network, read_tensors
 from qdgs_jax.models.dcgan.modeling import DCGANConfig
 from qdgs_jax.typing import Params
 
+_TOLD = 20  # problems spelled out in one message
 EPSILON = 1e-5  # of PyTorch's batch norm
 
-Tensors = dict[str, np.ndarray]
+SIGN = "main.1.running_mean"
+"""A discriminator has no batch norm after its first convolution."""
 
 
 def load(path: str | Path) -> tuple[DCGANConfig, Params]:
@@ -26,7 +28,11 @@ def load(path: str | Path) -> tuple[DCGANConfig, Params]:
     Raises:
         CheckpointError: The weights are absent, or not those of a DCGAN's generator.
     """
-    tensors = find_generator(read_tensors(path))
+    tensors = {
+        name: tensor
+        for name, tensor in find_network(read_tensors(path), SIGN).items()
+        if name.startswith("main.") and not name.endswith(".num_batches_tracked")
+    }
     norms = takewhile(tensors.__contains__, (f"main.{3 * i + 1}.running_mean" for i in count()))
     channels = tuple(tensors[name].size for name in norms)
     if not channels:
@@ -34,26 +40,10 @@ def load(path: str | Path) -> tuple[DCGANConfig, Params]:
             f"{path} holds no generator of a DCGAN: give a file with main.0.weight, "
             "main.1.running_mean and the like"
         )
-    config = DCGANConfig(len(np.atleast_1d(tensors["main.0.weight"])), channels)
+    first = tensors.get("main.0.weight", np.zeros(1))
+    config = DCGANConfig(len(np.atleast_1d(first)), channels)
     _check(config, tensors, path)
     return config, _fold(config, tensors)
-
-
-def find_generator(tensors: Tensors) -> Tensors:
-    """The generator's tensors in a checkpoint, which may hold other networks, under any names.
-
-    A discriminator has no batch norm after its first convolution. Empty if there is no generator.
-    """
-    first = "main.0.weight"
-    for name in tensors:
-        prefix = name.removesuffix(first)
-        if name.endswith(first) and f"{prefix}main.1.running_mean" in tensors:
-            return {
-                key.removeprefix(prefix): tensor
-                for key, tensor in tensors.items()
-                if key.startswith(f"{prefix}main.") and not key.endswith(".num_batches_tracked")
-            }
-    return {}
 
 
 def shapes(config: DCGANConfig) -> dict[str, tuple[int, ...]]:
@@ -73,13 +63,15 @@ def _check(config: DCGANConfig, tensors: Tensors, path: str | Path) -> None:
     problems = [f"{name} is missing" for name in table if name not in tensors]
     problems += [f"{name} is unknown" for name in tensors if name not in table]
     problems += [
-        f"{name} is {tensors[name].shape} instead of {shape}"
+        f"{name} is {tensors[name].dtype} {tensors[name].shape} instead of {shape}"
         for name, shape in table.items()
-        if name in tensors and tensors[name].shape != shape
+        if name in tensors
+        and (tensors[name].shape != shape or not jnp.issubdtype(tensors[name].dtype, jnp.floating))
     ]
     if problems:
+        told = "; ".join(problems[:_TOLD])
         raise CheckpointError(
-            f"{path} does not hold a DCGAN's generator of 4 x 4 kernels ({'; '.join(problems)}): "
+            f"{path} does not hold a DCGAN's generator of 4 x 4 kernels ({told}): "
             "check which network it holds"
         )
 

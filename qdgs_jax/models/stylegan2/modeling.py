@@ -22,6 +22,8 @@ Noise: TypeAlias = Literal["const", "none", "random"]
 ARCHITECTURES = ("skip", "resnet", "orig")
 EPSILON = 1e-8
 
+MAX_SIZE, MAX_LAYERS, MAX_BLOCKS = 1 << 14, 64, 12  # features, of the mapping network, of images
+
 
 @dataclasses.dataclass(frozen=True)
 class StyleGAN2Config:
@@ -51,6 +53,15 @@ class StyleGAN2Config:
     """Whether layers have noise inputs."""
 
     def __post_init__(self) -> None:
+        sizes = (self.latent_size, self.style_size, self.embedding_size, self.image_channels)
+        counts = (*sizes, self.label_size + 1, *self.mapping_sizes, *self.channels)
+        if not all(type(n) is int and 0 < n <= MAX_SIZE for n in counts):
+            raise ValueError(f"its sizes are no counts up to {MAX_SIZE}")
+        if len(self.mapping_sizes) > MAX_LAYERS or len(self.channels) > MAX_BLOCKS:
+            raise ValueError(f"it has more than {MAX_LAYERS} layers or {MAX_BLOCKS} blocks")
+        numbers = (self.mapping_rate, self.clamp or 1.0, *self.filter_taps)
+        if len(numbers) != 6 or not all(type(x) in (int, float) and abs(x) < 1e9 for x in numbers):
+            raise ValueError("its mapping_rate, clamp or four filter_taps are no numbers")
         if self.architecture not in ARCHITECTURES:
             raise ValueError(f"architecture {self.architecture!r} is none of {ARCHITECTURES}")
         if self.mapping_sizes[-1:] != (self.style_size,):

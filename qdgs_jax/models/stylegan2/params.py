@@ -13,13 +13,22 @@ from flax import traverse_util
 
 from qdgs_jax import files, folders
 from qdgs_jax.errors import CheckpointError
-from qdgs_jax.models.checkpoint import explained, read_tensors
+from qdgs_jax.models.checkpoint import (
+    Tensors,
+    explained,
+    find_network,
+    read_json,
+    read_tensors,
+    to_device,
+)
 from qdgs_jax.models.stylegan2.modeling import StyleGAN2Config
 from qdgs_jax.models.stylegan2.nvidia import read_generator
+from qdgs_jax.models.torch_files import LEGACY_START
 from qdgs_jax.typing import Params
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MODEL_TYPE = "stylegan2"
+SIGN = "synthesis.b4.const"
 _TOLD = 20  # problems listed in one message
 
 
@@ -61,7 +70,17 @@ def load(path: str | Path) -> tuple[StyleGAN2Config, Params]:
     if is_pickle(path):
         config, tensors = read_generator(path)
     else:
-        config, tensors = _read_config(path.parent / CONFIG), read_tensors(path)
+        tensors = read_tensors(path)
+        tensors = find_network(tensors, SIGN) or tensors
+        if SIGN in tensors and not (path.parent / CONFIG).exists():
+            raise CheckpointError(
+                f"{path} holds the bare weights of a StyleGAN2, which do not say how it computes: "
+                f"give the .pkl of NVIDIA's that they come from, or put a {CONFIG} beside them as "
+                "`qdgs convert stylegan2` writes it"
+            )
+        config = _read_config(path.parent / CONFIG)
+        filters = [name for name in tensors if name.endswith(".resample_filter")]
+        tensors = {name: x for name, x in tensors.items() if name not in filters}
     with explained(path, f"check that {CONFIG} beside it belongs to it"):
         return config, _fill(config, tensors, path)
 
@@ -136,7 +155,7 @@ def table(config: StyleGAN2Config) -> Iterator[Row]:
             yield Row(f"{source}.torgb.bias", f"{target}/to_image/bias", shape[:1], (0,))
 
 
-def _fill(config: StyleGAN2Config, tensors: dict[str, np.ndarray], path: Path) -> Params:
+def _fill(config: StyleGAN2Config, tensors: Tensors, path: Path) -> Params:
     """Fills every leaf from one row and uses every tensor; one error lists all problems."""
     leaves: dict[str, Any] = {}
     problems: list[str] = []
@@ -150,7 +169,7 @@ def _fill(config: StyleGAN2Config, tensors: dict[str, np.ndarray], path: Path) -
             problems.append(f"{row.source} is {tensor.dtype} {tensor.shape} instead of {row.shape}")
         else:
             leaf = tensor.transpose(row.axes).reshape(row.leaf)
-            leaves[row.target] = jnp.asarray(leaf, jnp.float32)
+            leaves[row.target] = to_device(leaf)
     problems += [f"{key} is unknown" for key in sorted(unused)]
     if problems:
         told = "; ".join(problems[:_TOLD])
@@ -167,25 +186,23 @@ def is_pickle(path: Path) -> bool:
     Raises:
         CheckpointError: It cannot be read.
     """
-    try:
-        with open(path, "rb") as file:
-            return file.read(1) == b"\x80"
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be read, {error.strerror}: give a folder with {CONFIG} and {WEIGHTS}, "
-            "or a .pkl of NVIDIA's"
-        ) from error
+    with (
+        explained(path, f"give a folder with {CONFIG} and {WEIGHTS}, or a .pkl of NVIDIA's"),
+        files.open_regular(path) as file,
+    ):
+        head = file.read(len(LEGACY_START))
+    return head.startswith(b"\x80") and head != LEGACY_START
 
 
 def _read_config(path: Path) -> StyleGAN2Config:
+    values = read_json(path)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values.pop("model_type") != MODEL_TYPE:
+        if values.pop("model_type", None) != MODEL_TYPE:
             raise ValueError(f"its model_type is not {MODEL_TYPE}")
         lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
         return StyleGAN2Config(**{**values, **lists})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} cannot be read as a StyleGAN2's config ({type(error).__name__}: {error}): "
+            f"{path} is no config of a StyleGAN2 ({ascii(str(error))[:200]}): "
             f"give a folder with {CONFIG} and {WEIGHTS}, or a .pkl of NVIDIA's"
         ) from error

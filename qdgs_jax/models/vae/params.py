@@ -15,11 +15,14 @@ from flax import traverse_util
 
 from qdgs_jax import files
 from qdgs_jax.errors import CheckpointError
-from qdgs_jax.models.checkpoint import read_tensors
+from qdgs_jax.models.checkpoint import Tensors, find_network, read_json, read_tensors, to_device
 from qdgs_jax.models.vae.modeling import VAEConfig, init
 from qdgs_jax.typing import Params
 
 WEIGHTS = "model.safetensors"
+SIGNS = ("encoder.conv1.weight", "decoder.fc1.weight")
+_MAX_COUNT = 1 << 14
+_TOLD = 20  # problems spelled out in one message
 
 
 class Row(NamedTuple):
@@ -44,8 +47,9 @@ def load(path: str | Path) -> tuple[VAEConfig, Params]:
     path = Path(path)
     if path.is_dir():
         config, path = _read_config(path / "config.json"), path / WEIGHTS
-        return config, _fill(config, read_tensors(path), path)
-    tensors = read_tensors(path)
+        tensors = read_tensors(path)
+        return config, _fill(config, find_network(tensors, *SIGNS) or tensors, path)
+    tensors = find_network(read_tensors(path), *SIGNS)
     config = _infer_config(tensors, path)
     return config, _fill(config, tensors, path)
 
@@ -98,7 +102,7 @@ def table(config: VAEConfig) -> list[Row]:
     return rows
 
 
-def _fill(config: VAEConfig, tensors: dict[str, np.ndarray], path: Path) -> Params:
+def _fill(config: VAEConfig, tensors: Tensors, path: Path) -> Params:
     """Fills every leaf from one row and uses every tensor; one error lists all problems."""
     expected = traverse_util.flatten_dict(
         jax.eval_shape(partial(init, config), jax.random.key(0)), sep="/"
@@ -108,31 +112,36 @@ def _fill(config: VAEConfig, tensors: dict[str, np.ndarray], path: Path) -> Para
         unused.discard(row.source)
         if row.source not in tensors:
             problems.append(f"{row.source} is missing")
-        elif tensors[row.source].shape != row.shape:
-            problems.append(f"{row.source} is {tensors[row.source].shape} instead of {row.shape}")
+        elif tensors[row.source].shape != row.shape or not jnp.issubdtype(
+            tensors[row.source].dtype, jnp.floating
+        ):
+            tensor = tensors[row.source]
+            problems.append(f"{row.source} is {tensor.dtype} {tensor.shape} instead of {row.shape}")
         else:
             leaf = tensors[row.source].reshape(row.spelled).transpose(row.axes)
             shape = expected[row.target].shape
-            leaves[row.target] = jnp.asarray(leaf.reshape(shape), jnp.float32)
+            leaves[row.target] = to_device(leaf.reshape(shape))
     problems += [f"{key} is unknown" for key in sorted(unused)]
     if problems:
         raise CheckpointError(
-            f"{path} does not hold this VAE ({'; '.join(problems)}): "
+            f"{path} does not hold this VAE ({'; '.join(problems[:_TOLD])}): "
             "check that config and weights belong together"
         )
     return traverse_util.unflatten_dict(leaves, sep="/")
 
 
 def _read_config(path: Path) -> VAEConfig:
+    values = read_json(path)
     try:
-        values = json.loads(path.read_text())
-        return VAEConfig(
-            int(values["latent_size"]), int(values["image_size"]), _three(values["channels"])
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        config = VAEConfig(values["latent_size"], values["image_size"], _three(values["channels"]))
+        sizes = (config.latent_size, config.image_size, *config.channels)
+        if not all(type(n) is int and 0 < n <= _MAX_COUNT for n in sizes) or config.image_size % 8:
+            raise ValueError("its sizes are no counts")
+        return config
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} cannot be read as a VAE's config ({type(error).__name__}: {error}): "
-            "give a folder with config.json and model.safetensors, or one file of weights"
+            f"{path} is no config of a shapes VAE ({type(error).__name__}): give a folder with "
+            "config.json and model.safetensors, or one file of weights"
         ) from None
 
 
@@ -141,12 +150,12 @@ def _infer_config(tensors: dict[str, np.ndarray], path: Path) -> VAEConfig:
         channels = _three([len(tensors[f"encoder.conv{i}.weight"]) for i in (1, 2, 3)])
         pixels, latent_size = tensors["decoder.fc1.weight"].shape
         return VAEConfig(latent_size, 8 * math.isqrt(pixels // channels[-1]), channels)
-    except (KeyError, ValueError, ZeroDivisionError):
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
         raise CheckpointError(
             f"{path} holds no shapes VAE: give a file with encoder.conv1.weight and the like"
         ) from None
 
 
 def _three(channels: list[int]) -> tuple[int, int, int]:
-    outer, middle, inner = map(int, channels)
+    outer, middle, inner = channels
     return outer, middle, inner
