@@ -61,7 +61,7 @@ def test_hostile_json_is_refused(tmp_path: Path, content: str) -> None:
 @pytest.mark.parametrize("read", [read_toml, read_json])
 def test_a_pipe_is_not_waited_for(tmp_path: Path, read: Callable[[Path], Any]) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(QDGSError, match="it is no regular file"):
+    with pytest.raises(QDGSError, match="not a regular file"):
         read(tmp_path / "pipe")
 
 
