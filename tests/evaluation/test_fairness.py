@@ -66,6 +66,12 @@ def test_intervals_of_rates_are_exact() -> None:
     np.testing.assert_allclose(half[:, 1], exact(3, 5, 0.5), atol=1e-7)
 
 
+@pytest.mark.parametrize("right", [0, 1, 3, 9, 10])
+def test_the_interval_of_one_groups_mean_is_that_of_its_rate(right: int) -> None:
+    found = fairness.intervals(np.array([[right, 10 - right]]), np.array([0]), draws=50_000)
+    np.testing.assert_allclose(found["mean"], exact(right, 10), atol=0.01)
+
+
 def test_intervals_of_extremes_bound_all_rates() -> None:
     counts = np.array([[9, 1], [3, 2], [1, 3], [0, 1]])
     found = fairness.intervals(counts, GROUPS.labels)
