@@ -260,6 +260,7 @@ def test_sigterm_outside_of_the_loop_takes_one_sentence() -> None:
     assert process.returncode == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_during_the_imports_takes_one_sentence(
     number: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]

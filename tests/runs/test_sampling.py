@@ -169,6 +169,7 @@ def test_a_crash_between_checkpoints_loses_only_what_came_after(
     assert archive_of(tmp_path / "whole") == archive_of(tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_resuming_without_a_checkpoint_begins_anew(tmp_path: Path, config: Config) -> None:
     with pytest.raises(KeyError, match="stop"):
         runs.sample(config, tmp_path / "run", report=lambda row: {}["stop"])
@@ -236,7 +237,7 @@ def generations_of(out: Path) -> list[str]:
         return [row["generation"] for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize("content", [None, b"\0\xff"])
+@pytest.mark.parametrize("content", [None, pytest.param(b"\0\xff", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["metrics.csv", "provenance.json"])
 def test_lost_records_cost_a_warning(
     finished: Path, config: Config, name: str, content: bytes | None
@@ -252,6 +253,7 @@ def test_lost_records_cost_a_warning(
     assert generations_of(finished)[-1] == "8"
 
 
+@pytest.mark.slow
 def test_a_torn_last_line_of_metrics_is_written_again(finished: Path, config: Config) -> None:
     shutil.rmtree(finished / "checkpoints/8")
     with open(finished / "metrics.csv", "r+") as file:
@@ -260,7 +262,7 @@ def test_a_torn_last_line_of_metrics_is_written_again(finished: Path, config: Co
     assert generations_of(finished) == ["2", "4", "6", "8"]
 
 
-@pytest.mark.parametrize("log_every", [3, 12])
+@pytest.mark.parametrize("log_every", [3, pytest.param(12, marks=pytest.mark.slow)])
 def test_a_finished_run_continues_to_more_generations(
     tmp_path: Path, config: Config, log_every: int
 ) -> None:
@@ -297,6 +299,7 @@ def test_what_changes_the_search_is_refused(
     assert (tmp_path / "run/summary.json").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_continued_is_not_finished_meanwhile(tmp_path: Path, config: Config) -> None:
     runs.sample(config, tmp_path / "run")
     longer = dataclasses.replace(config.search, generations=12)
