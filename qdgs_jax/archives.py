@@ -60,8 +60,8 @@ class GridArchive:
 
     def index_of(self, measures: Measures) -> Array:
         """Cell of each measure vector, [N] int32, in O(N), independent of K."""
-        lower, upper = (jnp.asarray(ends, measures.dtype) for ends in (self.lower, self.upper))
-        cells = jnp.asarray(self.cells)
+        lower, upper = (jnp.asarray([ends], measures.dtype) for ends in (self.lower, self.upper))
+        cells = jnp.asarray([self.cells])  # all [1, M]
         # 1e-6, as in pyribs, keeps a measure that sits on a boundary in the upper cell despite
         # rounding; where the whole range is hardly wider, less of it.
         nudge = jnp.minimum(1e-6, 1e-3 * (upper - lower))
@@ -111,7 +111,7 @@ class CVTArchive:
         centroids = jnp.asarray(self.centres(), measures.dtype)
 
         def nearest(point: Array) -> Array:
-            return jnp.argmin(((point - centroids) ** 2).sum(axis=-1)).astype(jnp.int32)
+            return jnp.argmin(((point[None] - centroids) ** 2).sum(axis=-1)).astype(jnp.int32)
 
         return in_chunks(jax.vmap(nearest), max(1, 2**20 // self.size))(measures)
 

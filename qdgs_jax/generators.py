@@ -195,7 +195,8 @@ def _stylegan2(
     @jax.jit
     def normalise(params: Params, z: Array) -> Latents:
         ws = map_latents(params, z)[:, :layers]
-        return ((ws - params["mean_style"]) / params["style_std"]).reshape(len(z), -1)
+        mean, std = params["mean_style"][None, None], params["style_std"][None, None]
+        return ((ws - mean) / std).reshape(len(z), -1)
 
     def sample(key: Key, n: int) -> Latents:
         z = jax.random.normal(key, (n, config.latent_size))
@@ -205,7 +206,8 @@ def _stylegan2(
         if space == "z":
             return map_latents(params, latents)
         normalised = latents.reshape(len(latents), layers, config.style_size)
-        ws = params["mean_style"] + params["style_std"] * normalised
+        mean, std = params["mean_style"][None, None], params["style_std"][None, None]
+        ws = mean + std * normalised
         return jnp.broadcast_to(ws, (len(ws), config.layers, config.style_size))
 
     def render(params: Params, latents: Latents) -> Images:

@@ -30,7 +30,7 @@ SRGB_TO_XYZ = np.array(
 
 def brightness(images: Images) -> Array:
     """Mean luma (Rec. 601), from 0 (black) to 1 (white)."""
-    return jnp.sum(jnp.mean(images, axis=(1, 2)) * LUMA, axis=-1)
+    return jnp.sum(jnp.mean(images, axis=(1, 2)) * LUMA[None], axis=-1)
 
 
 def warmth(images: Images) -> Array:
@@ -63,7 +63,7 @@ def skin_tone(images: Images) -> Array:
 def background_brightness(images: Images) -> Array:
     """Mean luma (Rec. 601) around a face in the middle, from 0 (black) to 1 (white)."""
     around = jax.nn.log_sigmoid(-_ellipse(*images.shape[1:3], centre=0.5, height=1.0, width=0.84))
-    return jnp.sum(_mean(images, around) * LUMA, axis=-1)
+    return jnp.sum(_mean(images, around) * LUMA[None], axis=-1)
 
 
 def srgb_to_lab(images: Images) -> Array:
@@ -74,7 +74,8 @@ def srgb_to_lab(images: Images) -> Array:
         ((jnp.maximum(images, 0.04045) + 0.055) / 1.055) ** 2.4,
     )
     xyz = jnp.einsum("...c,tc->...t", linear, SRGB_TO_XYZ, precision="highest")
-    t = xyz / SRGB_TO_XYZ.sum(axis=1)  # relative to white
+    white = jnp.broadcast_to(SRGB_TO_XYZ.sum(axis=1), xyz.shape)
+    t = xyz / white
     d = 6 / 29
     # The inner `maximum` keeps the infinite slope of the root at black out of the backward pass.
     f = jnp.where(t > d**3, jnp.cbrt(jnp.maximum(t, d**3)), t / (3 * d**2) + 4 / 29)
@@ -95,15 +96,15 @@ def _skin(lab: Array) -> Array:
 
 
 def _ellipse(rows: int, columns: int, *, centre: float, height: float, width: float) -> Array:
-    """A ramp [rows, columns], positive inside an ellipse; lengths are in heights or widths of the
-    image."""
+    """A ramp [1, rows, columns], positive inside an ellipse; lengths are in heights or widths of
+    the image."""
     y = ((jnp.arange(rows) + 0.5) / rows - centre) / (height / 2)
     x = ((jnp.arange(columns) + 0.5) / columns - 0.5) / (width / 2)
-    return (1 - jnp.hypot(y[:, None], x)) / 0.15
+    return (1 - jnp.hypot(y[None, :, None], x[None, None])) / 0.15
 
 
 def _mean(colours: Array, weights: Array) -> Array:
-    """Mean colour [N, 3] of pixels [N, H, W, 3], with logarithmic weights [N, H, W] or [H, W]."""
+    """Mean colour [N, 3] of pixels [N, H, W, 3], with logarithmic weights [N or 1, H, W]."""
     shares = jax.nn.softmax(weights, axis=(-2, -1))
     return jnp.sum(shares[..., None] * colours, axis=(-3, -2))
 

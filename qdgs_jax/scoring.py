@@ -40,7 +40,7 @@ def prompt_difference(embeddings: Embeddings, pair: PromptPair) -> Array:
     """
 
     def distance(texts: Embeddings) -> Array:
-        return jnp.sum(angular_distance(embeddings[:, None], texts), axis=-1)
+        return jnp.sum(angular_distance(embeddings[:, None], texts[None]), axis=-1)
 
     return distance(pair.near) - distance(pair.far)
 
@@ -92,7 +92,7 @@ def _pooling(crop: Array, start: Array, size: int, side: int) -> Array:
     bins = jnp.arange(size)[:, None]
     first = bins * crop // size
     end = ((bins + 1) * crop + size - 1) // size
-    pixel = jnp.arange(side) - start
+    pixel = jnp.arange(side)[None] - start
     return jnp.where((first <= pixel) & (pixel < end), 1.0 / (end - first), 0.0)
 
 
@@ -111,7 +111,7 @@ class SeenImages(struct.PyTreeNode):
 def uniqueness(memory: SeenImages, embeddings: Embeddings) -> Array:
     """u = 100 / |M| times the distance to the nearest remembered image [N]; 1 while M is empty."""
     known = jnp.minimum(memory.count, REMEMBERED)
-    distance = angular_distance(embeddings[:, None], memory.embeddings)
+    distance = angular_distance(embeddings[:, None], memory.embeddings[None])
     nearest = jnp.min(distance, axis=1, where=jnp.arange(REMEMBERED) < known, initial=jnp.pi)
     return jnp.where(known > 0, REMEMBERED / jnp.maximum(known, 1) * nearest, 1.0)
 

@@ -53,7 +53,8 @@ def excess(typical: Typical, images: Images) -> Array:
     The squared distance relative to a random image's, which is 1 on average, minus 1 and clipped at
     0: an image at twice the squared distance of random images has 1.
     """
-    whitened = jnp.matmul(_small(images) - typical.mean, typical.whitening, precision="highest")
+    centred = _small(images) - typical.mean[None]
+    whitened = jnp.matmul(centred, typical.whitening, precision="highest")
     return jnp.maximum(jnp.mean(whitened**2, axis=-1) - 1, 0)
 
 

@@ -118,7 +118,7 @@ class CMAES:
         c1, cmu = _learning_rates(n, mueff)
         damping = 1 + 2 * jnp.maximum(0, jnp.sqrt((mueff - 1) / (n + 1)) - 1) + cs  # eq. 55
 
-        deviations = solutions - state.mean
+        deviations = solutions - state.mean[None]
         step = jnp.matmul(w, deviations, precision="highest")  # eq. 42
         whitened = self._whitened(state, step)
         path_sigma = (1 - cs) * state.path_sigma + (
@@ -246,7 +246,7 @@ def recombination_weights(order: Array, parents: Array, dtype: jnp.dtype) -> Arr
 
     The i-th best has w_i ~ log(parents + 1/2) - log(i). Without a parent all weights are 0.
     """
-    rank = jnp.arange(1, order.shape[-1] + 1, dtype=dtype)
+    rank = jnp.arange(1, order.shape[-1] + 1, dtype=dtype)[None]
     parents = parents[:, None]
     raw = jnp.where(rank <= parents, jnp.log(parents + 0.5) - jnp.log(rank), 0).astype(dtype)
     weights = raw / jnp.where(parents > 0, raw.sum(axis=-1, keepdims=True), 1)

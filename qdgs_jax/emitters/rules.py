@@ -66,7 +66,7 @@ class Rules:
         direction = None
         if self.ranker == "rd":
             normals = jax.random.normal(key, (emitters, len(self.span)), dtype)
-            direction = normals * jnp.asarray(self.span, dtype)
+            direction = normals * jnp.asarray([self.span], dtype)
         return RulesState(
             told=jnp.zeros((), jnp.int32),
             restarts=jnp.zeros(emitters, jnp.int32),

@@ -98,11 +98,12 @@ def _scene(key: Key, *, image_size: int) -> tuple[Array, dict[str, Array]]:
     cover = _blur(jnp.where(splattered > 0, jnp.clip(0.5 - drops - 4 * wave, 0, 1), cover), blur)
 
     pigments = palette()[jnp.stack([*colours, mostly_first(len(COLOURS), 2)])]
+    one, two = pigments[:2, None, None]
     mottle = uniform(0, 1) ** 2 * _noise(keys[2], uniform(0.05, 0.3), image_size)
     share = jnp.clip(mix + mix * (1 - mix) * 2 * mottle, 0, 1)[..., None]
     paint = jnp.where(
-        splattered > 0, pigments[owner], (1 - share) * pigments[0] + share * pigments[1]
-    ) + 0.04 * jax.random.normal(keys[3], (3,))
+        splattered > 0, pigments[owner], (1 - share) * one + share * two
+    ) + 0.04 * jax.random.normal(keys[3], (1, 1, 3))
     paper = 1 - 0.04 * uniform(0, 1) ** 2
     image = paper + ink * cover[..., None] * (paint - paper)
     image += 0.08 * uniform(0, 1) ** 2 * jax.random.uniform(keys[4], image.shape, minval=-1)
@@ -158,7 +159,7 @@ def _thirds(x: Array, low: float, high: float) -> Array:
 def _noise(key: Key, scale: Array, image_size: int) -> Array:
     """A smooth random field [H, W] of variance 1, correlated over `scale` image sides."""
     pixels, knots = (jnp.linspace(0, 1, count) for count in (image_size, 24))
-    basis = jnp.exp(-(((pixels[:, None] - knots) / scale) ** 2))
+    basis = jnp.exp(-(((pixels[:, None] - knots[None]) / scale) ** 2))
     field = basis @ jax.random.normal(key, (24, 24)) @ basis.T
     return field / jnp.sqrt(jnp.mean(field**2))
 
@@ -166,7 +167,7 @@ def _noise(key: Key, scale: Array, image_size: int) -> Array:
 def _blur(cover: Array, sigma: Array) -> Array:
     """Gaussian blur, `sigma` in image sides."""
     place = jnp.arange(len(cover)) / len(cover)
-    weights = jax.nn.softmax(-(((place[:, None] - place) / sigma) ** 2) / 2, axis=-1)
+    weights = jax.nn.softmax(-(((place[:, None] - place[None]) / sigma) ** 2) / 2, axis=-1)
     return weights @ cover @ weights.T
 
 

@@ -187,8 +187,8 @@ def rotate(key: Key, images: Array, *, degrees: float) -> Array:
         return images
     n, height, width = images.shape[:3]
     angle = jnp.deg2rad(jax.random.uniform(key, (n, 1, 1), minval=-degrees, maxval=degrees))
-    y = jnp.arange(height)[:, None] - (height - 1) / 2
-    x = jnp.arange(width) - (width - 1) / 2
+    y = jnp.arange(height)[None, :, None] - (height - 1) / 2
+    x = jnp.arange(width)[None, None] - (width - 1) / 2
     row = jnp.round(jnp.cos(angle) * y + jnp.sin(angle) * x + (height - 1) / 2).astype(int)
     column = jnp.round(jnp.cos(angle) * x - jnp.sin(angle) * y + (width - 1) / 2).astype(int)
     row, column = jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)

@@ -125,7 +125,7 @@ class VisionTower(nn.Module):
         class_tokens = jnp.broadcast_to(class_token.astype(x.dtype), (len(x), 1, tower.width))
         x = jnp.concatenate([class_tokens, x], axis=1)
         position = self.param("position_embedding", normal, (x.shape[1], tower.width))
-        x = x + position.astype(x.dtype)
+        x = x + position[None].astype(x.dtype)
         x = _norm(tower, self.dtype, "norm_pre")(x)
         for i in range(tower.layers):
             x = Block(tower, causal=False, dtype=self.dtype, name=f"block{i}")(x)
@@ -155,7 +155,7 @@ class TextTower(nn.Module):
             (config.context_length, tower.width),
         )
         x = embed(input_ids)
-        x = x + position[: input_ids.shape[1]].astype(x.dtype)
+        x = x + position[None, : input_ids.shape[1]].astype(x.dtype)
         for i in range(tower.layers):
             x = Block(tower, causal=True, dtype=self.dtype, name=f"block{i}")(x)
         x = _norm(tower, self.dtype, "norm_post")(x)

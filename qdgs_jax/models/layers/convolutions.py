@@ -45,8 +45,10 @@ class TransposedConv(nn.Module):
 
 
 def _weights(module: nn.Module, size: int, n_in: int, n_out: int) -> tuple[Array, Array]:
+    """Kernel [size, size, C, F] and bias [1, 1, 1, F]."""
     kernel = module.param("kernel", nn.initializers.lecun_normal(), (size, size, n_in, n_out))
-    return kernel, module.param("bias", nn.initializers.zeros, (n_out,))
+    bias = module.param("bias", nn.initializers.zeros, (n_out,))
+    return kernel, bias[None, None, None]
 
 
 def _columns(x: Array, *, size: int, stride: int) -> Array:

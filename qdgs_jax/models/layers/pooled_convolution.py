@@ -36,7 +36,7 @@ def pooled_convolution(x: Array, kernel: Array, bias: Array) -> Array:
     y = jax.lax.conv_general_dilated(
         x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    return nn.relu(nn.max_pool(y, (2, 2), (2, 2)) + bias)
+    return nn.relu(nn.max_pool(y, (2, 2), (2, 2)) + bias[None, None, None])
 
 
 def in_parts(function: Callable[[Array], Array], images: Array) -> Array:
@@ -59,7 +59,7 @@ def _forward(x: Array, kernel: Array, bias: Array) -> tuple[Array, Any]:
     pairs = zip(algorithm.windows(x), algorithm.matrices(kernel), strict=True)
     y = algorithm.outputs([window @ matrix for window, matrix in pairs])
     largest = jnp.maximum(jnp.maximum(y[0], y[1]), jnp.maximum(y[2], y[3]))
-    pooled = nn.relu(largest + bias)
+    pooled = nn.relu(largest + bias[None])
     chosen = jnp.select([pooled <= 0, *(each == largest for each in y[:3])], [4, 0, 1, 2], 3)
     n, height, width, _ = x.shape
     shaped = pooled.reshape(n, height // 2, width // 2, -1)

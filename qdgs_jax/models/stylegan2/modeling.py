@@ -93,7 +93,7 @@ class Dense(nn.Module):
         normal = nn.initializers.normal(1 / self.rate)
         kernel = self.param("kernel", normal, (fan_in, self.features))
         bias = self.param("bias", nn.initializers.constant(self.bias), (self.features,))
-        return x @ kernel * (self.rate / math.sqrt(fan_in)) + bias * self.rate
+        return x @ kernel * (self.rate / math.sqrt(fan_in)) + bias[None] * self.rate
 
 
 class Mapping(nn.Module):
@@ -147,12 +147,13 @@ class StyledConvolution(nn.Module):
         y = y * demodulation[:, None, None].astype(dtype)
         if config.noise:
             y = y + self._noise(y, noise, key)
-        y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        y = y + bias[None, None, None].astype(dtype)
         return _clamp(_leaky_relu(y, self.gain), config.clamp, self.gain)
 
     def _noise(self, y: Array, noise: Noise, key: Key | None) -> Array:
         """One map for all channels: the stored one, or a fresh one for each sample."""
-        stored = self.param("noise", nn.initializers.normal(1.0), y.shape[1:3])
+        stored = self.param("noise", nn.initializers.normal(1.0), y.shape[1:3])[None]
         strength = self.param("noise_strength", nn.initializers.zeros, ())
         if noise == "none":
             return jnp.zeros((), y.dtype)
@@ -171,9 +172,11 @@ class ToImage(nn.Module):
         features, fan_in = self.config.image_channels, x.shape[-1]
         style = Dense(fan_in, bias=1.0, name="affine")(w) / math.sqrt(fan_in)
         kernel = self.param("kernel", nn.initializers.normal(1.0), (fan_in, features))
-        kernels = (style[:, :, None] * kernel).astype(x.dtype)  # one per sample: outputs are few
+        kernels = (style[:, :, None] * kernel[None]).astype(
+            x.dtype
+        )  # one per sample: outputs are few
         image = widen(jnp.einsum("nhwc,ncf->nhwf", x, kernels))
-        image = image + self.param("bias", nn.initializers.zeros, (features,))
+        image = image + self.param("bias", nn.initializers.zeros, (features,))[None, None, None]
         return _clamp(image, self.config.clamp)
 
 
@@ -294,8 +297,8 @@ def map_latents(
     truncated = jnp.arange(config.layers) < (
         config.layers if truncation_cutoff is None else truncation_cutoff
     )
-    shift = (1 - truncation_psi) * (params["mean_style"] - w)
-    return ws + truncated[:, None] * shift[:, None]
+    shift = (1 - truncation_psi) * (params["mean_style"][None] - w)
+    return ws + truncated[None, :, None] * shift[:, None]
 
 
 def synthesize(
