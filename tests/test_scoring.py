@@ -155,7 +155,7 @@ def test_cutout_takes_large_images_whole_if_asked():
 
 
 def test_distance_to_ball():
-    latents = jnp.array([[0.0, 0.0], [0.6, 0.8], [3.0, 4.0]])
+    latents = jnp.array([[0.0, 0.0], [0.9, 1.2], [3.0, 4.0]])  # of norm 0, 1.5 and 5
     np.testing.assert_allclose(scoring.distance_to_ball(latents, 2.0), [0, 0, 3])
     gradients = jax.vmap(jax.grad(lambda x: scoring.distance_to_ball(x[None], 2.0)[0]))(latents)
     np.testing.assert_allclose(gradients, [[0, 0], [0, 0], [0.6, 0.8]], rtol=1e-6)
