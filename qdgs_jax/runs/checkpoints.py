@@ -100,7 +100,7 @@ def _read(path: Path, like: SearchState, generation: int) -> SearchState:
     Raises:
         ValueError: the checkpoint is damaged, or one of another search.
     """
-    with files.open_regular(path / DIGEST, 64) as file:
+    with files.open_regular(path / DIGEST, 1024) as file:
         if file.read().decode("ascii", "replace") != _digest(path):
             raise ValueError("its files are not those that were written")
     abstract = jax.tree.map(

@@ -109,7 +109,7 @@ def test_checkpoints_of_something_else_are_not_read(tmp_path: Path, state: Searc
     with pytest.raises(CheckpointError, match=r"No checkpoint .* \(it is of generation 4\)"):
         checkpoints.restore(tmp_path, state)
     (tmp_path / "6").rename(tmp_path / "4")
-    wider = state.replace(memory=np.zeros((1000, 1000), np.float32))
+    wider = state.replace(memory=jax.device_put(np.zeros((1000, 1000), np.float32)))
     with pytest.raises(CheckpointError, match="No checkpoint"):
         checkpoints.restore(tmp_path, wider)
 
