@@ -1,4 +1,4 @@
-"""Checkpoints of a search: checkpoints/GENERATION, written by Orbax, with a digest of its files.
+"""Checkpoints of a search: checkpoints/GENERATION, written by Orbax, each with a digest.
 
 A damaged one is noticed, and the one before it is used instead.
 """
@@ -39,7 +39,7 @@ def save(folder: Path, state: SearchState) -> None:
         full = "No space left" in str(error) or "ENOSPC" in str(error)
         number = errno.ENOSPC if full else errno.EIO
         raise OSError(number, str(error).partition("\n")[0], str(path)) from error
-    files.write(path / DIGEST, _digest(path))
+    files.write(path / DIGEST, _digest(path, state))
     for generation in generations(folder)[:-KEPT]:
         shutil.rmtree(folder / str(generation))
 
@@ -101,8 +101,8 @@ def _read(path: Path, like: SearchState, generation: int) -> SearchState:
         ValueError: the checkpoint is damaged, or one of another search.
     """
     with files.open_regular(path / DIGEST, 1024) as file:
-        if file.read().decode("ascii", "replace") != _digest(path):
-            raise ValueError("its files are not those that were written")
+        if file.read().decode("ascii", "replace") != _digest(path, like):
+            raise ValueError("its files or their shapes are not those that were written")
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like
     )
@@ -113,9 +113,11 @@ def _read(path: Path, like: SearchState, generation: int) -> SearchState:
     return state
 
 
-def _digest(path: Path) -> str:
-    """SHA-256 of the names and contents of a checkpoint's files, in hexadecimal."""
+def _digest(path: Path, state: SearchState) -> str:
+    """SHA-256 of a checkpoint's files and of the names, shapes and types in its state."""
     digest = hashlib.sha256()
+    for name, leaf in jax.tree_util.tree_leaves_with_path(state):
+        digest.update(f"{jax.tree_util.keystr(name)} {leaf.shape} {leaf.dtype}\n".encode())
     for file in sorted(path.rglob("*")):
         if file.is_file() and file != path / DIGEST:
             digest.update(f"{file.relative_to(path).as_posix()} {files.sha256(file)}\n".encode())
