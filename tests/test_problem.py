@@ -38,4 +38,4 @@ def test_auto_ranges_hold_the_random_samples(toy_config: Config) -> None:
     _, latents = problem.initial_latents()
     measures = problem.score(problem.params, jax.random.key(0), latents, ())[0].measures
     low, high = zip(*(measure.range for measure in problem.config.measures), strict=True)
-    assert ((measures > jnp.array(low)) & (measures < jnp.array(high))).mean() > 0.95
+    assert ((measures > jnp.array([low])) & (measures < jnp.array([high]))).mean() > 0.95
