@@ -14,7 +14,7 @@ from qdgs_jax.config import (
 
 def render(params, latents):  # [N, D] -> [N, H, W, 3], RGB in [0, 1]
     colours = jax.nn.sigmoid(latents @ params["kernel"] - 1).reshape(-1, 2, 1, 1, 3)
-    x = jnp.linspace(0, 1, 32)[:, None]
+    x = jnp.linspace(0, 1, 32)[None, None, :, None]
     return jnp.broadcast_to(colours[:, 0] * x + colours[:, 1] * (1 - x), (len(latents), 32, 32, 3))
 
 

@@ -65,9 +65,7 @@ def load(model: str, *, precision: Precision = "highest") -> tuple[Encoder, Para
         )
     weights = clip.find_weights(path or model)
     config, params = clip.load(weights)
-    mean, std = (
-        jnp.array(values)[None, None, None] for values in (config.pixel_mean, config.pixel_std)
-    )
+    mean, std = (jnp.array(values, ndmin=4) for values in (config.pixel_mean, config.pixel_std))
     tokenizer = functools.cache(
         functools.partial(_load_tokenizer, weights.parent, config.vocabulary_size)
     )

@@ -13,6 +13,8 @@ from qdgs_jax.config import Config, parse_config
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.generators import Generator
 
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def programs_on_disk(tmp_path_factory: pytest.TempPathFactory) -> None:

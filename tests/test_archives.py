@@ -195,7 +195,7 @@ def test_negative_objectives_count_as_zero_in_the_qd_score() -> None:
 
 def test_sampling_is_uniform_over_elites(archive: Archive) -> None:
     measures = jnp.array([[-0.9, 0.1], [0.9, 1.9], [0.1, 0.9]])
-    latents = jnp.arange(3.0)[:, None] * jnp.ones(LATENT) + 1
+    latents = jnp.arange(3.0)[:, None] * jnp.ones((1, LATENT)) + 1
     state = archives.init(archive, LATENT)
     state, _ = add(archive, state, latents, jnp.ones(3), measures)
     drawn = archives.sample(state, jax.random.key(0), 3000)[:, 0]
@@ -230,7 +230,7 @@ def test_cvt_centroids_share_the_box_evenly() -> None:
     centroids = cvt_centroids(16, **BOX, seed=0, samples=4000)
     assert centroids == cvt_centroids(16, **BOX, seed=0, samples=4000)
     archive = CVTArchive(centroids, **BOX)
-    points = jax.random.uniform(jax.random.key(0), (4000, 2)) * 2 + jnp.array(BOX["lower"])
+    points = jax.random.uniform(jax.random.key(0), (4000, 2)) * 2 + jnp.array([BOX["lower"]])
     share = np.bincount(archive.index_of(points), minlength=16) / 4000
     assert 0.5 / 16 < share.min() <= share.max() < 2 / 16
 

@@ -78,7 +78,8 @@ def test_embeddings_have_unit_norm_and_follow_clip(folder):
 
     images = jax.random.uniform(jax.random.key(0), (3, 8, 8, 3))
     embeddings = jax.jit(encoder.embed_images)(params, images)
-    pixels = (images - np.array(config.pixel_mean)) / np.array(config.pixel_std)
+    mean, std = (np.array(values, ndmin=4) for values in (config.pixel_mean, config.pixel_std))
+    pixels = (images - mean) / std
     expected = jax.jit(clip.embed_images, static_argnums=0)(config, params, pixels)
     expected = expected / np.linalg.norm(expected, axis=-1, keepdims=True)
     np.testing.assert_allclose(embeddings, expected, atol=1e-6)

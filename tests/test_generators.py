@@ -184,7 +184,8 @@ def test_bfloat16_is_close_to_float32(styled):
 def test_images_of_the_reference_implementation(reference):
     golden = np.load(reference / "stylegan2/sg2_ffhq256_tiny_golden.npz")
     generator, params = generators.load(str(reference / "stylegan2/sg2_ffhq256_tiny.pkl"))
-    normalised = (golden["ws_mix"] - params["mean_style"]) / params["style_std"]
+    mean, std = np.asarray(params["mean_style"]), np.asarray(params["style_std"])
+    normalised = (golden["ws_mix"] - mean) / std
     images = jax.jit(generator.render)(params, normalised.reshape(4, -1))
     expected = np.clip((golden["img_const_mix"].transpose(0, 2, 3, 1) + 1) / 2, 0, 1)
     np.testing.assert_allclose(images, expected, atol=1e-4)

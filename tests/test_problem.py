@@ -39,7 +39,7 @@ def test_auto_ranges_hold_the_random_samples(toy_config: Config) -> None:
     _, latents = made.initial_latents()
     measures = made.score(made.params, jax.random.key(0), latents, ())[0].measures
     low, high = zip(*(measure.range for measure in made.config.measures), strict=True)
-    assert ((measures > jnp.array(low)) & (measures < jnp.array(high))).mean() > 0.95
+    assert ((measures > jnp.array([low])) & (measures < jnp.array([high]))).mean() > 0.95
 
 
 def of_function(function: str, **options: object) -> MeasureConfig:

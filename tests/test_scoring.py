@@ -128,7 +128,9 @@ def test_cutout_is_some_square_of_the_image_pooled():
     cuts = jax.jit(scoring.cutout, static_argnums=2)(
         keys, jnp.broadcast_to(image, (count, *image.shape)), SIZE
     )
-    errors = np.array([np.abs(cuts - square).max((1, 2, 3)) for square in candidates.values()])
+    errors = np.array(
+        [np.abs(cuts - square[None]).max((1, 2, 3)) for square in candidates.values()]
+    )
     assert errors.min(0).max() < 1e-5
     crops, tops, lefts = np.array(list(candidates))[errors.argmin(0)].T
     for crop in range(SIZE, SIDE):
@@ -206,7 +208,7 @@ def test_one_random_good_image_of_a_batch_is_remembered():
     for seed in range(20):
         memory = scoring.remember(remembered(), jax.random.key(seed), images, objective)
         assert int(memory.count) == 1
-        seen |= set(np.flatnonzero((images == memory.embeddings[0]).all(1)).tolist())
+        seen |= set(np.flatnonzero((images == memory.embeddings[:1]).all(1)).tolist())
     assert seen == {1, 3}
     none = scoring.remember(remembered(), jax.random.key(0), images, jnp.full(4, 50.0))
     assert int(none.count) == 0
@@ -256,7 +258,7 @@ def test_the_gradient_of_uniqueness_agrees_with_finite_differences():
         assert np.abs(jacobian[:, 0] - plain[:, 0]).min() > 1e-3
         np.testing.assert_allclose(jacobian[:, 1:], plain[:, 1:], rtol=1e-9)
         for axis in range(LATENT):
-            step = 1e-6 * jnp.eye(LATENT)[axis]
+            step = 1e-6 * jnp.eye(LATENT)[None, axis]
             above, below = (
                 score(params, key, latents + s, memory)[0].objective for s in (step, -step)
             )
@@ -366,7 +368,7 @@ def test_jacobian_agrees_with_finite_differences():
         jacobian = jax.jit(score.with_jacobian())(params, key, latents, ())[0].jacobian
         assert jacobian.dtype == jnp.float64
         for axis in range(LATENT):
-            step = 1e-6 * jnp.eye(LATENT)[axis]
+            step = 1e-6 * jnp.eye(LATENT)[None, axis]
             after, before = (jitted(params, key, latents + s, ())[0] for s in (step, -step))
             change = jax.tree.map(np.subtract, after, before)
             numeric = np.c_[change.objective, change.measures] / 2e-6

@@ -28,7 +28,7 @@ def score(
 ) -> tuple[Scores, Memory]:
     """A sphere about `params` [D], and the sums of either half as measures."""
     halves = latents.reshape(-1, 2, D // 2).sum(axis=-1)
-    return Scores(100 - ((latents - params) ** 2).sum(axis=-1), halves), memory
+    return Scores(100 - ((latents - params[None]) ** 2).sum(axis=-1), halves), memory
 
 
 def score_with_jacobian(
@@ -37,7 +37,8 @@ def score_with_jacobian(
     scores, _ = score(params, key, latents)
     rows = jnp.repeat(jnp.eye(2), D // 2, axis=1)
     jacobian = jnp.concatenate(
-        [-2 * (latents - params)[:, None], jnp.broadcast_to(rows, (len(latents), 2, D))], axis=1
+        [-2 * (latents - params[None])[:, None], jnp.broadcast_to(rows, (len(latents), 2, D))],
+        axis=1,
     )
     return scores.replace(jacobian=jacobian), memory
 

@@ -30,7 +30,7 @@ def typical(generator):
 def test_whitened_samples_have_unit_covariance(generator, typical):
     latents = generator.sample(jax.random.key(0), typicality.SAMPLES)
     small = typicality._small(render(1.0, latents))
-    whitened = np.asarray((small - typical.mean) @ typical.whitening)
+    whitened = np.asarray((small - typical.mean[None]) @ typical.whitening)
     np.testing.assert_allclose(np.cov(whitened, rowvar=False), np.eye(768), atol=0.01)
 
 

@@ -77,7 +77,7 @@ def test_trace_is_that_of_pyribs(n: int, batch_size: int) -> None:
             normals = rng.normal(size=(3, batch_size, n))
             state, solutions = ask(state, jnp.asarray(normals))
             parents = rng.choice([0, 1, batch_size // 2, batch_size], size=3)
-            order = np.argsort((solutions**2 * np.arange(1, n + 1)).sum(-1), axis=-1)
+            order = np.argsort((solutions**2 * np.arange(1, n + 1)[None, None]).sum(-1), axis=-1)
             state = tell(state, solutions, jnp.asarray(order), jnp.asarray(parents))
             for e, them in enumerate(theirs):
                 them._rng.normals = normals[e]
@@ -173,7 +173,7 @@ def test_cholesky_factors_give_the_same_distribution() -> None:
     with jax.enable_x64(True):
         n = 6
         A = jax.random.normal(jax.random.key(0), (2, n, n))
-        C = A @ A.mT + 0.1 * jnp.eye(n)
+        C = A @ A.mT + 0.1 * jnp.eye(n)[None]
         es = CMAES(n, 0.5, "cholesky")
         state = es.init(jnp.ones((2, n))).replace(covariance=C, evaluations=jnp.full(2, 1000))
         normals = jnp.tile(jnp.eye(n), (2, 1, 1))  # the solutions are then the rows of a factor
@@ -198,7 +198,7 @@ def test_cholesky_factors_descend_like_eigen() -> None:
             state: CMAESState, key: jax.Array, es: CMAES = es
         ) -> tuple[CMAESState, jax.Array]:
             state, solutions = es.ask(state, key)
-            cost = (scales * solutions**2).sum(axis=-1)
+            cost = (scales[None, None] * solutions**2).sum(axis=-1)
             half = jnp.full(8, es.batch_size // 2)
             return es.tell(state, solutions, jnp.argsort(cost, axis=-1), half), cost.min(axis=-1)
 

@@ -1,5 +1,7 @@
 """Strategies of evosax as a `Strategy` of this package."""
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,13 @@ from qdgs_jax.search_config import SearchConfig
 
 KEY = jax.random.key(0)
 NAMES = ["sep_cma_es", "lm_ma_es", "openai_es"]
+
+
+@pytest.fixture(autouse=True)
+def promoted_ranks() -> Iterator[None]:
+    """evosax promotes ranks implicitly."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
 
 
 @pytest.mark.parametrize("name", NAMES)

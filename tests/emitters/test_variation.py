@@ -18,7 +18,7 @@ ARCHIVE = GridArchive(cells=(8,), lower=(0.0,), upper=(8.0,))
 @pytest.fixture
 def archive() -> ArchiveState:
     """Two elites, at (0, 0, 0, 0) and (10, 10, 10, 10)."""
-    latents = jnp.array([[0.0], [10.0]]) * jnp.ones(4)
+    latents = jnp.array([[0.0], [10.0]]) * jnp.ones((1, 4))
     state = archives.init(ARCHIVE, 4)
     return archives.add(ARCHIVE, state, latents, jnp.ones(2), jnp.array([[1.5], [6.5]]))[0]
 

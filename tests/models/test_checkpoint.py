@@ -144,7 +144,11 @@ def safetensors(tmp_path: Path) -> bytes:
     return (tmp_path / "x").read_bytes()
 
 
-@pytest.mark.parametrize("content", [STATE_DICT, TORCHSCRIPT, LEGACY, MSGPACK, "safetensors"])
+@pytest.mark.parametrize(
+    "content",
+    [STATE_DICT, TORCHSCRIPT, LEGACY, MSGPACK, "safetensors"],
+    ids=["zip", "torchscript", "legacy", "msgpack", "safetensors"],  # bytes have a time in them
+)
 def test_formats(read: Callable, safetensors: bytes, content: bytes | str) -> None:
     tensors = read(safetensors if isinstance(content, str) else content)
     assert set(tensors) == {"layer.weight", "layer.bias"}

@@ -110,10 +110,10 @@ def test_pixel_gradients_are_exact(
 
     x = jnp.asarray(pixel_values)
     directions = jnp.asarray(random.normal(size=(4, *x.shape)), jnp.float32)
-    steps = jnp.concatenate([x + 0.01 * directions, x - 0.01 * directions])
+    steps = jnp.concatenate([x[None] + 0.01 * directions, x[None] - 0.01 * directions])
     ahead, behind = jnp.split(jax.jit(jax.vmap(score))(steps), 2)
     gradient = jax.jit(jax.grad(score))(x)
-    error = jnp.vecdot(directions.reshape(4, -1), gradient.ravel()) - (ahead - behind) / 0.02
+    error = directions.reshape(4, -1) @ gradient.ravel() - (ahead - behind) / 0.02
     assert jnp.abs(error).max() < 0.01 * jnp.linalg.norm(gradient)
 
 

@@ -92,7 +92,7 @@ def test_openai_reference(reference: Path, name: str) -> None:
     config, params = clip.load(reference / "clip/tiny_vit32" / name)
     images = golden["images_nchw_01"].transpose(0, 2, 3, 1)
     cotangent = golden["cotangent_of_normalised_embed"]
-    mean, std = np.array(config.pixel_mean), np.array(config.pixel_std)
+    mean, std = (np.array(values, ndmin=4) for values in (config.pixel_mean, config.pixel_std))
 
     @jax.jit
     @partial(jax.value_and_grad, argnums=1, has_aux=True)

@@ -19,7 +19,7 @@ def test_transposed_convolution_is_exact(shape):
         for j in range(shape[2]):
             patch = np.einsum("nc,abcf->nabf", x[:, i, j], params["kernel"])
             expected[:, 2 * i : 2 * i + 4, 2 * j : 2 * j + 4] += patch
-    expected = expected[:, 1:-1, 1:-1] + params["bias"]
+    expected = expected[:, 1:-1, 1:-1] + np.asarray(params["bias"])
     np.testing.assert_allclose(layer.apply({"params": params}, x), expected, atol=1e-5)
 
 
@@ -32,4 +32,4 @@ def test_strided_convolution_is_exact() -> None:
         x, params["kernel"], (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     actual = layer.apply({"params": params}, x)
-    np.testing.assert_allclose(actual, expected + params["bias"], atol=1e-5)
+    np.testing.assert_allclose(actual, expected + params["bias"][None, None, None], atol=1e-5)

@@ -261,12 +261,12 @@ def labels_of(config: Any, n: int) -> Any:
 def test_truncation(config: Any, params: Any) -> None:
     z = jax.random.normal(jax.random.key(0), (2, config.latent_size))
     map_latents = partial(stylegan2.map_latents, config, params, z, labels_of(config, 2))
-    ws, mean = map_latents(), params["mean_style"]
+    ws, mean = map_latents(), params["mean_style"][None, None]
     assert ws.shape == (2, config.layers, config.style_size)
     np.testing.assert_array_equal(ws, np.broadcast_to(ws[:, :1], ws.shape))
     np.testing.assert_allclose(map_latents(truncation_psi=0.25), mean + (ws - mean) / 4, atol=1e-5)
     cut = map_latents(truncation_psi=0.0, truncation_cutoff=2)
-    np.testing.assert_allclose(cut[:, :2], np.broadcast_to(mean, (2, 2, len(mean))), atol=1e-6)
+    np.testing.assert_allclose(cut[:, :2], np.broadcast_to(mean, cut[:, :2].shape), atol=1e-6)
     np.testing.assert_array_equal(cut[:, 2:], ws[:, 2:])
 
 
