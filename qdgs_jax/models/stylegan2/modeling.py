@@ -172,9 +172,7 @@ class ToImage(nn.Module):
         features, fan_in = self.config.image_channels, x.shape[-1]
         style = Dense(fan_in, bias=1.0, name="affine")(w) / math.sqrt(fan_in)
         kernel = self.param("kernel", nn.initializers.normal(1.0), (fan_in, features))
-        kernels = (style[:, :, None] * kernel[None]).astype(
-            x.dtype
-        )  # one per sample: outputs are few
+        kernels = (style[:, :, None] * kernel[None]).astype(x.dtype)  # one per sample, all small
         image = widen(jnp.einsum("nhwc,ncf->nhwf", x, kernels))
         image = image + self.param("bias", nn.initializers.zeros, (features,))[None, None, None]
         return _clamp(image, self.config.clamp)
