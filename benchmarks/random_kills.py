@@ -34,8 +34,8 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 MOMENTS = ("start-up", "any moment", "a file")
 FILES = {
     "sample": (
-        "config.toml", "provenance.json", "metrics.csv", "checkpoints", "checkpoints/4",
-        "checkpoints/12", "archive.safetensors", "archive.csv",
+        "config.toml", "provenance.json", "metrics.csv", "checkpoints", "checkpoints/4.npz",
+        "checkpoints/.4.npz.partial", "checkpoints/12.npz", "archive.safetensors", "archive.csv",
         ".summary.json.partial", "summary.json", "heatmap.png", "elites.png",
     ),
     "export": (

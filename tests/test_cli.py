@@ -94,7 +94,7 @@ def test_killed_run_resumes_bit_for_bit(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "qdgs_jax", "sample", CONFIG, "--out", str(out), *SMALL]
     with subprocess.Popen(command) as process:
-        while not (out / "checkpoints/2").is_dir() and process.poll() is None:
+        while not (out / "checkpoints/2.npz").is_file() and process.poll() is None:
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
