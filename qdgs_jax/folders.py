@@ -203,4 +203,6 @@ def _explain(error: OSError, folder: Path, again: str) -> str:
     read = path.is_file() and not os.access(path, os.R_OK)
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and within and not read:
         return f"{folder} is not writable ({reason}): choose another folder."
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return f"{path} is in the way ({reason}): choose another folder."
     return f"{path} cannot be read or written ({reason}): mend that, then {again}."
