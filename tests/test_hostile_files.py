@@ -170,6 +170,7 @@ def run(tmp_path: Path, toy_models: None, toy_config: Config) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.toml", "summary.json", "archive.safetensors"])
 def test_runs_that_are_exported(attack: Callable, run: Path, name: str) -> None:
     def read(folder: Path) -> None:
@@ -187,6 +188,7 @@ def test_runs_that_are_resumed(attack: Callable, run: Path, name: str) -> None:
     attack(run, name, lambda folder: runs.sample(config, folder, resume=True), least=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["manifest.json", "balance.json", "metadata.jsonl", "README.md"])
 def test_datasets_that_are_continued(attack: Callable, run: Path, name: str) -> None:
     dataset.export(run, run / "dataset", count=4)

@@ -141,6 +141,7 @@ def test_gradients_are_finite_everywhere(name):
         assert np.isfinite(jax.grad(lambda x: measure(x).sum())(images)).all()
 
 
+@pytest.mark.slow
 def test_skin_tone_has_no_slope_where_it_is_undefined(monkeypatch):
     monkeypatch.setattr(image_measures, "srgb_to_lab", lambda x: x)
     pole = jnp.broadcast_to(jnp.array([50.0, 0.0, 0.0]), (1, 4, 4, 3))

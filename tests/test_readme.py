@@ -15,8 +15,8 @@ EXAMPLES = {
         re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     )
 }
-DEMO, SEARCH = "README.md-0", "own_loop.md-0"  # the demo's config, which takes a while
-SLOW = pytest.param(SEARCH, marks=pytest.mark.slow)
+DEMO, *SEARCHES = "README.md-0", "own_loop.md-0", "own_loop.md-1"
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in SEARCHES]
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("example", [*sorted(EXAMPLES.keys() - {DEMO, SEARCH}), SLOW])
+@pytest.mark.parametrize("example", [*sorted(EXAMPLES.keys() - {DEMO, *SEARCHES}), *SLOW])
 def test_example(example: str) -> None:
     names: dict = {}
     exec(EXAMPLES[example], names)

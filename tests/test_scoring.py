@@ -163,6 +163,7 @@ def test_distance_to_ball():
     np.testing.assert_allclose(gradients, [[0, 0], [0, 0], [0.6, 0.8]], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_regularisation_lowers_the_objective_outside_the_ball():
     free = make_config()
     bound = dataclasses.replace(
@@ -221,6 +222,7 @@ def with_uniqueness(config):
     )
 
 
+@pytest.mark.slow
 def test_the_objective_rewards_uniqueness_and_remembers_one_image_a_call():
     free = make_config()
     params, latents, key = make_params(free), normal(7, 3, LATENT), jax.random.key(8)
