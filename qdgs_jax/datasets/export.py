@@ -24,9 +24,9 @@ from qdgs_jax.datasets.image_folder import ImageTable
 from qdgs_jax.datasets.plan import make_header, make_table
 from qdgs_jax.errors import ConfigError, QDGSError
 from qdgs_jax.generators import Generator
-from qdgs_jax.problem import load_problem
+from qdgs_jax.problem import Problem, load_problem
 from qdgs_jax.runs.results import Elites, Run, load_run
-from qdgs_jax.typing import Latents, Params
+from qdgs_jax.typing import Key, Latents, Params
 
 
 def export(
@@ -146,16 +146,7 @@ def baseline(
     def latents(start: int) -> Latents:
         return generator.sample(jax.random.fold_in(latent_key, start), size)
 
-    score = jax.jit(problem.score)
-    objective = np.empty(count, np.float32)
-    measures = np.empty((count, len(config.measures)), np.float32)
-    for start in range(0, count, size):
-        key = jax.random.fold_in(score_key, start)
-        scores, _ = jax.device_get(score(problem.params, key, latents(start), ()))
-        end = min(start + size, count)
-        objective[start:end] = scores.objective[: end - start]
-        measures[start:end] = scores.measures[: end - start]
-
+    objective, measures = _score(problem, score_key, latents, count)
     bin = assign_bins(config, bins, measures, nearest=nearest_bin)
     cell = np.asarray(problem.search.archive.index_of(jnp.asarray(measures)))
     table = make_table(
@@ -171,6 +162,22 @@ def baseline(
     render = _renderer(generator, problem.params["generator"], latents)
     balance = count_balance(bins, count, [None] * len(bins), bin, table, below=0)
     return _write(out, header, table, render, size, balance)
+
+
+def _score(
+    problem: Problem, key: Key, latents: Callable[[int], Latents], count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Objective [count] and measures [count, M] of latents, which are made chunk by chunk."""
+    size, score = problem.config.search.chunk_size, jax.jit(problem.score)
+    objective = np.empty(count, np.float32)
+    measures = np.empty((count, len(problem.config.measures)), np.float32)
+    for start in range(0, count, size):
+        chunk_key = jax.random.fold_in(key, start)
+        scores, _ = jax.device_get(score(problem.params, chunk_key, latents(start), ()))
+        end = min(start + size, count)
+        objective[start:end] = scores.objective[: end - start]
+        measures[start:end] = scores.measures[: end - start]
+    return objective, measures
 
 
 def _assign_elites(

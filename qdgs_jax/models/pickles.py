@@ -103,7 +103,6 @@ def unpickle_next(
 
     Args:
         data: In memory, or memory-mapped.
-        start: Where it starts.
         find_global: (module, name) -> the replacement of that global, or None to refuse it. The
             pickle may call a function found here with arguments of its choice.
         find_persistent: A persistent id, as arguments -> its replacement.
@@ -143,8 +142,7 @@ def unpickle_next(
                 items, stack = stack, below.pop()
                 _extend(stack[-1], items)
             case "SETITEM":
-                items = _pop(stack, 2)
-                _update(stack[-1], items)
+                _update(stack[-3], _pop(stack, 2))
             case "SETITEMS":
                 items, stack = stack, below.pop()
                 _update(stack[-1], items)
@@ -157,8 +155,7 @@ def unpickle_next(
             case "BINPERSID":
                 stack.append(_call(find_persistent, stack.pop()))
             case "BUILD":
-                state = stack.pop()
-                _build(stack[-1], state)
+                _build(stack[-2], stack.pop())
             case "STOP":
                 if len(stack) == 1 and not below:
                     return stack[0], place
