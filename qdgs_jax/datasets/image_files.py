@@ -41,7 +41,8 @@ def read_image(path: Path) -> np.ndarray:
                         f"The image {path} has {image.width} x {image.height} pixels, more than "
                         f"{MAX_PIXELS:,}: make it smaller."
                     )
-                return _to_rgb(ImageOps.exif_transpose(image))
+                ImageOps.exif_transpose(image, in_place=True)
+                return _to_rgb(image)
     except QDGSError:
         raise
     except Exception as error:  # decoders raise what they like at damaged files
