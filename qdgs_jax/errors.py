@@ -22,3 +22,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         return ""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def shorten(value: object, size: int = 200) -> str:
+    """A text from a file or a command line, for a sentence: cut where it is long."""
+    text = str(value)
+    return text if len(text) <= size else f"{text[:size]}..."

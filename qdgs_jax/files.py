@@ -6,6 +6,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import IO
 
@@ -41,7 +42,7 @@ def write(path: Path, content: bytes | str, *, durable: bool = True) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
-def open_regular(path: str | Path, limit: int | None = None) -> IO[bytes]:
+def open_regular(path: str | Path, limit: int | None = None) -> BufferedReader:
     """Opens a file for reading; refuses what may block, never end or not fit in memory.
 
     Args:
@@ -85,6 +86,13 @@ _SPECIAL = (
 )
 
 
+def is_within(folder: str | Path, name: str) -> bool:
+    """Whether a name, relative to a folder, stays in it, whatever links there are."""
+    base = os.path.realpath(folder)
+    path = os.path.realpath(os.path.join(base, name))
+    return os.path.commonpath([base, path]) == base
+
+
 def sync(file: IO[bytes] | IO[str]) -> None:
     """Waits until what was written is on the disk, where the file system can say so."""
     file.flush()
@@ -115,7 +123,7 @@ def sha256(path: str | Path) -> str:
         CheckpointError: The file cannot be read.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read, {error.strerror}: check the path") from error

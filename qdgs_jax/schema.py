@@ -20,7 +20,7 @@ import pydantic
 from pydantic import ConfigDict, Field
 
 from qdgs_jax import files
-from qdgs_jax.errors import ConfigError, QDGSError, did_you_mean
+from qdgs_jax.errors import ConfigError, QDGSError, did_you_mean, shorten
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Positive = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)]
@@ -76,7 +76,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"The config {path} is not valid TOML: it is nested too deep.") from None
     except ValueError as error:
         raise ConfigError(
-            f"The config {path} is not valid TOML: {_brief(error).partition('; use sys')[0]}."
+            f"The config {path} is not valid TOML: {shorten(error).partition('; use sys')[0]}."
         ) from None
     return values
 
@@ -95,13 +95,11 @@ def read_json(path: Path) -> Any:
     except RecursionError:
         raise QDGSError(f"{path} is damaged: it is nested too deep.") from None
     except ValueError as error:
-        raise QDGSError(f"{path} is damaged: {_brief(error)}.") from None
+        raise QDGSError(f"{path} is damaged: {shorten(error)}.") from None
     return values
 
 
 def _read_text(path: Path) -> str:
-    if "\0" in str(path):
-        raise ValueError("its name holds a NUL character")
     with files.open_regular(path, MAX_BYTES) as file:
         return file.read(MAX_BYTES).decode("utf-8-sig")
 
@@ -116,13 +114,7 @@ def _require_plain(values: Any) -> None:
         for value in values:
             _require_plain(value)
     elif isinstance(values, str) and re.search("[\0\ud800-\udfff]", values):
-        raise ValueError(f"the text {_brief(ascii(values))} holds a character that is none")
-
-
-def _brief(value: object, size: int = 200) -> str:
-    """Text for a sentence, cut where it is long."""
-    text = str(value)
-    return text if len(text) <= size else f"{text[:size]}..."
+        raise ValueError(f"the text {shorten(ascii(values))} holds a character that is none")
 
 
 def validate(kind: type[T], values: dict[str, Any], *, source: str) -> T:
@@ -142,7 +134,7 @@ def _explain(error: pydantic.ValidationError, kind: type) -> str:
     unknown = "unexpected_keyword_argument"
     problem = min(error.errors(include_url=False), key=lambda found: found["type"] != unknown)
     parts = (str(part) for part in problem["loc"])
-    where = _brief(".".join(part for part in parts if not part.startswith("tuple[")))
+    where = shorten(".".join(part for part in parts if not part.startswith("tuple[")))
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
     if problem["type"] == unknown:
@@ -150,7 +142,7 @@ def _explain(error: pydantic.ValidationError, kind: type) -> str:
         return f"unknown key '{where}'{did_you_mean(where.split('.')[-1], known)}"
     if problem["type"].startswith("missing"):
         return f"the key '{where}' is missing"
-    message, given = _brief(problem["msg"]), _brief(_repr(problem["input"]))
+    message, given = shorten(problem["msg"]), shorten(_repr(problem["input"]))
     return f"'{where}' {message[0].lower()}{message[1:]}, got {given}"
 
 

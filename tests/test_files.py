@@ -17,8 +17,9 @@ def test_sha256(tmp_path: Path) -> None:
     assert files.sha256(path) == hashlib.sha256(b"abc" * 100_000).hexdigest()
 
 
-def test_sha256_of_absent_files_and_of_folders(tmp_path: Path) -> None:
-    for path in (tmp_path / "nowhere", tmp_path):
+def test_sha256_of_what_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "nowhere", tmp_path, tmp_path / "pipe"):
         with pytest.raises(CheckpointError, match="check the path"):
             files.sha256(path)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pydantic
 
+from qdgs_jax import files
 from qdgs_jax.config import BinConfig
 from qdgs_jax.datasets.image_folder import ImageTable
 from qdgs_jax.errors import QDGSError
@@ -129,9 +130,8 @@ def read_balance(out: Path) -> Balance:
     """
     path = out / BALANCE
     try:
-        if not path.is_file() or path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"no regular file of at most {MAX_BYTES:,} bytes")
-        return pydantic.TypeAdapter(Balance).validate_json(path.read_bytes())
+        with files.open_regular(path, MAX_BYTES) as file:
+            return pydantic.TypeAdapter(Balance).validate_json(file.read())
     except (OSError, ValueError) as error:  # a ValidationError is a ValueError
-        reason = str(error).partition("\n")[0]
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise QDGSError(f"{path} is damaged ({reason}): delete it, and export again.") from None

@@ -12,7 +12,7 @@ import numpy as np
 from qdgs_jax.datasets import listing
 from qdgs_jax.datasets.image_files import read_image
 from qdgs_jax.datasets.listing import Entry, top
-from qdgs_jax.errors import ConfigError, did_you_mean
+from qdgs_jax.errors import ConfigError, did_you_mean, shorten
 
 UNLABELLED = "unlabelled"
 """Class folder of random samples that no bin holds."""
@@ -136,7 +136,7 @@ def _require_text(folder: Path, names: set[str]) -> None:
     for name in sorted(names):
         if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
             raise ConfigError(
-                f"{folder} has a class or group {listing.shorten(ascii(name))}, which cannot be "
+                f"{folder} has a class or group {shorten(ascii(name))}, which cannot be "
                 "printed: rename it."
             )
 

@@ -228,7 +228,7 @@ def _save_png(out: Path, name: str, pixels: np.ndarray, marks: PngInfo) -> None:
 
 def _make_folder(out: Path, name: str) -> None:
     """Makes a folder within `out`; a link in its place would lead the images elsewhere."""
-    if not manifest.is_within(out, name):
+    if not files.is_within(out, name):
         raise QDGSError(f"{out / name} leads out of its folder: remove that link.")
     (out / name).mkdir(parents=True, exist_ok=True)
 

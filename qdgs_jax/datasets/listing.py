@@ -16,8 +16,9 @@ from typing import Any
 
 import pydantic_core
 
+from qdgs_jax import files
 from qdgs_jax.datasets.image_files import SUFFIXES
-from qdgs_jax.errors import ConfigError, QDGSError, did_you_mean
+from qdgs_jax.errors import ConfigError, QDGSError, did_you_mean, shorten
 
 METADATA = "metadata.jsonl"
 JUNK = frozenset({"__macosx", "@eadir", "$recycle.bin", "thumbs.db", "desktop.ini"})
@@ -129,11 +130,6 @@ def top(path: str) -> str:
     return path.partition("/")[0]
 
 
-def shorten(text: str) -> str:
-    """A text of a stranger's file, for a sentence."""
-    return text if len(text) <= 120 else f"{text[:100]}..."
-
-
 def _records(metadata: Path, file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line numbers and records. Lines end in \\n alone: U+2028 and others may stand in a text."""
     number = 0
@@ -214,17 +210,12 @@ def _require_few(folder: Path, images: int) -> None:
 
 def _guard(folder: Path) -> Callable[[str], None]:
     """Raises ConfigError for a path, relative to `folder`, whose links lead out of it."""
-    base = os.path.realpath(folder)
-
-    def is_inside(path: str) -> bool:
-        return os.path.commonpath([base, os.path.realpath(path)]) == base
-
-    is_inside_folder = functools.cache(is_inside)  # few folders hold the many images
+    is_within = functools.partial(files.is_within, folder)
+    is_folder_within = functools.cache(is_within)  # few folders hold the many images
 
     def require_inside(path: str) -> None:
-        whole = os.path.join(base, path)
-        if not is_inside_folder(os.path.dirname(whole)) or (
-            os.path.islink(whole) and not is_inside(whole)
+        if not is_folder_within(os.path.dirname(path)) or (
+            os.path.islink(folder / path) and not is_within(path)
         ):
             raise ConfigError(f"{folder / path} leads out of its folder: put a copy there.")
 

@@ -93,17 +93,10 @@ def is_intact(out: Path, entry: dict[str, Any]) -> bool:
     """Whether the file of an entry is as it says; no name leads out of `out`."""
     name = entry.get("file_name")
     try:
-        if not isinstance(name, str) or not is_within(out, name):
+        if not isinstance(name, str) or not files.is_within(out, name):
             return False
         found = os.lstat(out / name)
     except (OSError, ValueError):  # such as a NUL in the name
         return False
     whole = stat.S_ISREG(found.st_mode) and found.st_size == entry.get("bytes")
     return whole and files.sha256(out / name) == entry.get("sha256")
-
-
-def is_within(out: Path, name: str) -> bool:
-    """Whether a name stays in `out`, whatever links there are."""
-    base = os.path.realpath(out)
-    path = os.path.realpath(os.path.join(base, name))
-    return os.path.commonpath([base, path]) == base

@@ -116,6 +116,9 @@ def over_seeds(counts: np.ndarray, groups: Groups) -> dict[str, dict[str, Any] |
     found: dict[str, dict[str, Any] | None] = {}
     for name, values in measured.items():
         mean, spread = float(values.mean()), float(values.std(ddof=min(1, size - 1)))
+        if math.isnan(mean):
+            found[name] = None
+            continue
         low, high = (math.hypot(mean - end, student * spread) for end in ends[name])
         found[name] = {
             "mean": mean,
@@ -123,8 +126,6 @@ def over_seeds(counts: np.ndarray, groups: Groups) -> dict[str, dict[str, Any] |
             "interval": [max(mean - low, 0.0), min(mean + high, 1.0)],
             "seeds": values.tolist(),
         }
-        if math.isnan(mean):
-            found[name] = None
     return found
 
 
