@@ -269,7 +269,12 @@ def test_a_signal_during_the_imports_takes_one_sentence(
     (tmp_path / "tyro.py").write_text(slow)  # in place of what takes long to import
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(cli.__file__).parents[1]}"}
     command = [sys.executable, "-m", "qdgs_jax", "sample", CONFIG]
-    assert subprocess.run(command, env=environment).returncode == 1
+    # A process inherits what is ignored, as SIGINT is in the background of a shell.
+    inherited = signal.signal(number, signal.default_int_handler)
+    try:
+        assert subprocess.run(command, env=environment).returncode == 1
+    finally:
+        signal.signal(number, inherited)
     assert capfd.readouterr().err == "qdgs: Interrupted: run the same command again.\n"
 
 

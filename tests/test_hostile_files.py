@@ -53,7 +53,8 @@ class Watch:
             self.seen.append(f"{event} {arguments}")
         if event == "open" and isinstance(arguments[0], str) and isinstance(arguments[2], int):
             written = arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-            if written and not os.path.abspath(arguments[0]).startswith(self.folder):
+            path = os.path.abspath(arguments[0])
+            if written and path != os.devnull and not path.startswith(self.folder):
                 self.seen.append(f"open {arguments}")
         if event in (
             "os.remove",
