@@ -164,6 +164,7 @@ def test_experiment(out: Path) -> None:
         "available": 1, "got": 4, "distinct": 1,
     }  # fmt: skip
     assert (out / "table.md").read_text().count("\n") == 2 + len(results["rows"])
+    assert "| random, equal bins |" in (out / "table.md").read_text()  # arms in words
     assert (out / "accuracy.png").stat().st_size > 10_000
 
     # Missing files are made again, with the same content; the others stay.
@@ -273,10 +274,6 @@ def test_shipped_config() -> None:
     config = load_repair_config(CONFIGS / "repair.toml")
     assert config == RepairConfig(search=config.search)  # the defaults are the paper's
     assert load_config(Path(config.search)).export.bins
-
-
-def test_tables_name_arms_in_words(out: Path) -> None:
-    assert "| random, equal bins |" in (out / "table.md").read_text()
 
 
 def test_mistakes_in_a_config(tmp_path: Path) -> None:
