@@ -29,9 +29,11 @@ from shapes_evaluator import judge, judge_folder, summarise
 
 from qdgs_jax.config import Config, load_config
 from qdgs_jax.datasets import export as dataset
+from qdgs_jax.keys import make_key, row_keys
 from qdgs_jax.problem import Problem, load_problem
 from qdgs_jax.runs import sampling as runs
 from qdgs_jax.runs.results import load_run
+from qdgs_jax.typing import Array, Latents, Params
 
 CONFIG = Path(__file__).parents[1] / "configs/search/shapes.toml"
 
@@ -117,15 +119,20 @@ def sample_randomly(problem: Problem, evaluations: int) -> tuple[np.ndarray, np.
     """The best random latents of each filled cell: objective [n], latents [n, D]."""
     config, archive = problem.config, problem.search.archive
     size = config.search.chunk_size
-    score = jax.jit(problem.score)
-    latent_key, score_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
+    latent_key = make_key(config.seed, "latents to fill cells with")
+    crop_key = make_key(config.seed, "crops to fill cells with")
+
+    @jax.jit
+    def score(params: Params, latents: Latents, start: int) -> tuple[Array, Array]:
+        keys = row_keys(crop_key, start, size)
+        scores, _ = problem.score.score_rows(params, keys, latents, ())
+        return archive.index_of(scores.measures), scores.objective
+
     found = []
     for start in range(0, evaluations, size):
-        latents = problem.generator.sample(jax.random.fold_in(latent_key, start), size)
-        key = jax.random.fold_in(score_key, start)
-        scores, _ = score(problem.params, key, latents, ())
-        cells = archive.index_of(scores.measures)
-        found.append(jax.device_get((cells, scores.objective, latents)))
+        latents = problem.generator.sample_rows(row_keys(latent_key, start, size))
+        scored = score(problem.params, latents, start)
+        found.append(jax.device_get((*scored, latents)))
     columns = (np.concatenate(each)[:evaluations] for each in zip(*found, strict=True))
     cells, objective, latents = columns
     order = np.argsort(-objective, kind="stable")

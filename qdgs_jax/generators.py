@@ -55,6 +55,10 @@ class Generator:
     """SHA-256 of the file of weights, in hex; without a file, of the weights themselves (see
     `identified`)."""
 
+    def sample_rows(self, keys: Key) -> Latents:
+        """A random latent for each of keys [N], whatever the others are: [N, D]."""
+        return jax.vmap(lambda key: self.sample(key, 1)[0])(keys)
+
 
 def identified(generator: Generator, params: Params) -> Generator:
     """The generator with the SHA-256 of its weights, computed if it has none."""

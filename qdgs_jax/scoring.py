@@ -134,7 +134,8 @@ class ImageScore:
     `params` is a dict of the weights "generator" and "encoder", of "prompts"
     (`qdgs_jax.prompts.PromptEmbeddings`) and, if the objective has typicality, of "typical"
     (`qdgs_jax.typicality.Typical`). Each latent's crop depends only on the key and on its place in
-    the batch, so that `chunk_size` does not change scores.
+    the batch, so that another `chunk_size` changes the scores of a call by rounding alone. A search
+    amplifies rounding: with another chunk size it finds other elites.
 
     The memory of an objective with uniqueness is `SeenImages`. Without uniqueness, or for `()`, all
     images count as unique and none is added.

@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "qdgs_jax"
 ORDER = [
     "typing", "errors", "files", "schema", "search_config", "config", "folders", "provenance",
-    "chunks", "models", "generators", "encoders", "prompts", "image_measures", "typicality",
+    "chunks", "keys", "models", "generators", "encoders", "prompts", "image_measures", "typicality",
     "jacobian", "scoring", "archives", "emitters", "search", "problem", "runs", "datasets",
     "training", "evaluation", "shapes", "experiments", "named_config", "terminal", "cli",
     "__main__",

@@ -24,6 +24,8 @@ from qdgs_jax.datasets.image_folder import ImageTable
 from qdgs_jax.datasets.plan import make_header, make_table
 from qdgs_jax.errors import ConfigError, QDGSError
 from qdgs_jax.generators import Generator
+from qdgs_jax.jacobian import Scores
+from qdgs_jax.keys import make_key, row_keys
 from qdgs_jax.problem import Problem, load_problem
 from qdgs_jax.runs.results import Elites, Run, load_run
 from qdgs_jax.typing import Key, Latents, Params
@@ -141,12 +143,13 @@ def baseline(
         return read_balance(out)
 
     size = config.search.chunk_size
-    latent_key, score_key = jax.random.split(jax.random.key(seed))
+    latent_key = make_key(seed, "latents of random samples")
 
     def latents(start: int) -> Latents:
-        return generator.sample(jax.random.fold_in(latent_key, start), size)
+        return generator.sample_rows(row_keys(latent_key, start, size))
 
-    objective, measures = _score(problem, score_key, latents, count)
+    crop_key = make_key(seed, "crops of random samples")
+    objective, measures = _score(problem, crop_key, latents, count)
     bin = assign_bins(config, bins, measures, nearest=nearest_bin)
     cell = np.asarray(problem.search.archive.index_of(jnp.asarray(measures)))
     table = make_table(
@@ -168,12 +171,16 @@ def _score(
     problem: Problem, key: Key, latents: Callable[[int], Latents], count: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Objective [count] and measures [count, M] of latents, which are made chunk by chunk."""
-    size, score = problem.config.search.chunk_size, jax.jit(problem.score)
+    size = problem.config.search.chunk_size
+
+    @jax.jit
+    def score(params: Params, latents: Latents, start: int) -> Scores:
+        return problem.score.score_rows(params, row_keys(key, start, size), latents, ())[0]
+
     objective = np.empty(count, np.float32)
     measures = np.empty((count, len(problem.config.measures)), np.float32)
     for start in range(0, count, size):
-        chunk_key = jax.random.fold_in(key, start)
-        scores, _ = jax.device_get(score(problem.params, chunk_key, latents(start), ()))
+        scores = jax.device_get(score(problem.params, latents(start), start))
         end = min(start + size, count)
         objective[start:end] = scores.objective[: end - start]
         measures[start:end] = scores.measures[: end - start]

@@ -29,6 +29,7 @@ from qdgs_jax.errors import QDGSError
 from qdgs_jax.evaluation import fairness
 from qdgs_jax.evaluation.fairness import Groups
 from qdgs_jax.folders import claimed, interruptions_explained, require_same_config
+from qdgs_jax.keys import make_key
 from qdgs_jax.schema import read_json
 from qdgs_jax.training import classifier
 from qdgs_jax.training.classifier import Data
@@ -181,8 +182,10 @@ def _train_and_test(
     """Trains on each seed's data, fine-tunes with each arm's, and writes a file for each seed."""
     began = time.perf_counter()
     model, training, classes = config.classifier, config.training, len(test.classes)
-    keys = jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32))
-    init_keys, first_keys, repair_keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys).T
+    init_keys, first_keys, repair_keys = (
+        jnp.stack([make_key(seed, purpose) for seed in seeds])
+        for purpose in ("initial weights", "order of training", "order of repair")
+    )
     shape = test.images.shape[1:]
     counts = {}
 

@@ -1,5 +1,6 @@
 """Elites of a run, or random samples, as a dataset."""
 
+import dataclasses
 import json
 import math
 from collections import Counter
@@ -184,6 +185,17 @@ def test_baseline_scores_what_it_renders(tmp_path, make_encoder, make_config, re
         texts = encoder.embed_tokens(params, encoder.tokenize(["much red", "no red"]))
         angles = jnp.arccos(texts @ image)
         assert record["objective"] == pytest.approx(100 - 50 * (angles[0] - angles[1]), abs=1.0)
+
+
+def test_baseline_does_not_depend_on_the_chunks(tmp_path, make_config, records):
+    found = []
+    for size in (8, 5, 50):
+        config = make_config(LEFT)
+        search = dataclasses.replace(config.search, chunk_size=size)
+        config = dataclasses.replace(config, search=search)
+        dataset.baseline(config, tmp_path / f"{size}", count=21)
+        found.append(records(tmp_path / f"{size}"))
+    assert found[0] == found[1] == found[2]
 
 
 def test_baseline_is_deterministic_resumable_and_apart_from_exports(

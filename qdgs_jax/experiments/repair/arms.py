@@ -18,6 +18,7 @@ from qdgs_jax.datasets.class_folders import LabelledImages, read_folder
 from qdgs_jax.errors import ConfigError
 from qdgs_jax.evaluation.repair import as_data
 from qdgs_jax.experiments.repair.config import RepairConfig
+from qdgs_jax.keys import make_key
 from qdgs_jax.runs import sampling as runs
 from qdgs_jax.runs.results import load_run
 from qdgs_jax.shapes import drawings as shapes
@@ -72,8 +73,7 @@ def make_arms(
     config: RepairConfig, draw: Any, bias: float, seed: int, synthetic: dict[str, LabelledImages]
 ) -> tuple[Data, dict[str, Data]]:
     """The biased drawings, and the images of each arm's repair."""
-    biased_key, unbiased_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1))
-    biased = _plain(draw(biased_key, config.images, bias))
+    biased = _plain(draw(make_key(seed, "biased drawings"), config.images, bias))
     random, qdgs = (as_data(synthetic[name], CLASSES) for name in ("random", "qdgs"))
     made = {
         "biased": lambda: biased,
@@ -81,7 +81,9 @@ def make_arms(
         "random_equal_classes": lambda: random._replace(weights=equal(synthetic["random"].labels)),
         "random_equal_bins": lambda: random._replace(weights=equal(synthetic["random"].groups)),
         "qdgs": lambda: qdgs,
-        "unbiased": lambda: _plain(draw(unbiased_key, config.repair_images, 0.5)),
+        "unbiased": lambda: _plain(
+            draw(make_key(seed, "unbiased drawings"), config.repair_images, 0.5)
+        ),
     }
     return biased, {arm: made[arm]() for arm in config.arms}
 

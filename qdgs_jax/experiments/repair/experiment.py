@@ -11,7 +11,6 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from qdgs_jax import generators
@@ -37,6 +36,7 @@ from qdgs_jax.experiments.repair.arms import (
 )
 from qdgs_jax.experiments.repair.config import LABELS, RepairConfig
 from qdgs_jax.folders import interruptions_explained
+from qdgs_jax.keys import make_key
 from qdgs_jax.shapes import drawings as shapes
 
 
@@ -71,7 +71,7 @@ def run_experiment(
     ):
         size = generators.load(search.generator.model)[0].image_size
         draw = functools.partial(draw_in_bytes, image_size=size)
-        test = _unbiased_test(draw(jax.random.key(2**32 - 1), config.test_images, 0.5))
+        test = _unbiased_test(draw(make_key(0, "test drawings"), config.test_images, 0.5))
         seeds = sorted({seed for _, seed in unfinished(config, out, config.biases)})
         synthetic = {seed: make_synthetic(config, search, seed, out) for seed in seeds}
         results = train_and_repair(
