@@ -2,12 +2,13 @@
 
 Question: wall time of the same search in pyribs and here, on the same machine.
 Method: sphere, n = 100, 100 x 100 cells, 15 emitters x 36 (the setting of pyribs' own example
-    `sphere.py`), scores included, in one process that alternates between both. pyribs scores with
-    numpy. BLAS has one thread, as pyribs requires inside CMA-ES; XLA has all cores. This package is
-    timed without compilation, which is reported separately. Medians over rounds; only ratios are
-    meaningful. The CMA-ES of pyribs, and here that of `cma_me` and `cma_mae`, decomposes C into
-    eigenvectors; a second run here uses Cholesky factors. `--insertion` times only the archive: a
-    batch of 540 into 2,500 and into 156,250 cells.
+    `sphere.py`), scores included, in one process, in turns. pyribs computes in float64; this
+    package has turns in float32, its default, and in float64. pyribs scores with numpy. BLAS has
+    one thread, as pyribs requires inside CMA-ES; XLA has all cores. This package is timed without
+    compilation, which is reported separately. Medians over rounds; only ratios are meaningful. The
+    CMA-ES of pyribs, and here that of `cma_me` and `cma_mae`, decomposes C into eigenvectors; a
+    second run here uses Cholesky factors. `--insertion` times only the archive: a batch of 540 into
+    2,500 and into 156,250 cells.
 Command: python benchmarks/against_pyribs.py --steps 2000 --rounds 3 --insertion \
         --json benchmarks/results/against_pyribs.json
     (needs the extra `bench`)
@@ -43,6 +44,7 @@ from qdgs_jax import search as searches
 
 DIMS, EMITTERS, BATCH = 100, 15, 36
 STRATEGIES = ("cma_es", "cholesky_cma_es")
+PRECISIONS = ("float32", "float64")
 MEGA = {"lr": 1.0, "grad_opt": "gradient_ascent", "batch_size": BATCH}
 EMITTER: dict[str, Callable[[Any, Any], Any]] = {
     "map_elites": lambda archive, x0: GaussianEmitter(
@@ -111,47 +113,57 @@ def pyribs(algorithm: str, steps: int, alpha: float) -> dict[str, float]:
 
 
 class Ours:
-    """Runs of this package, compiled once."""
+    """Runs of this package in one precision, compiled once."""
 
-    def __init__(self, algorithm: str, steps: int, alpha: float, strategy: str) -> None:
+    def __init__(
+        self, algorithm: str, steps: int, alpha: float, strategy: str, precision: str
+    ) -> None:
         sigma0 = 10.0 if algorithm in ("cma_mega", "cma_maega") else 0.5
         setting = Setting(
             "sphere", algorithm, DIMS, EMITTERS, BATCH, steps, sigma0, alpha, strategy=strategy
         )
-        self.search, self.steps = setting.search, steps
-        began = time.perf_counter()
-        run = jax.jit(searches.run, static_argnums=(0, 3), donate_argnums=2)
-        self.program = run.lower(self.search, None, self.state(0), steps).compile()
-        self.seconds_compile = time.perf_counter() - began
+        self.search, self.steps, self.precision = setting.search, steps, precision
+        with self.precise():
+            began = time.perf_counter()
+            run = jax.jit(searches.run, static_argnums=(0, 3), donate_argnums=2)
+            self.program = run.lower(self.search, None, self.state(0), steps).compile()
+            self.seconds_compile = time.perf_counter() - began
+
+    def precise(self) -> Any:
+        return jax.enable_x64(self.precision == "float64")
 
     def state(self, seed: int) -> searches.SearchState:
         init = jax.jit(searches.init, static_argnums=0)
         return init(self.search, None, jax.random.key(seed), jnp.zeros((EMITTERS, DIMS)))
 
     def run(self, seed: int) -> dict[str, float]:
-        state = jax.block_until_ready(self.state(seed))
-        began = time.perf_counter()
-        _, metrics = jax.block_until_ready(self.program(None, state))
-        return {
-            "seconds": time.perf_counter() - began,
-            "qd_score": float(metrics.qd_score),
-            "coverage": 100 * float(metrics.coverage),
-        }
+        with self.precise():
+            state = jax.block_until_ready(self.state(seed))
+            assert state.elites.latents.dtype == self.precision
+            began = time.perf_counter()
+            _, metrics = jax.block_until_ready(self.program(None, state))
+            return {
+                "seconds": time.perf_counter() - began,
+                "qd_score": float(metrics.qd_score),
+                "coverage": 100 * float(metrics.coverage),
+            }
 
 
 def compare(algorithm: str, steps: int, rounds: int, alpha: float, strategy: str) -> dict[str, Any]:
-    """Runs both alternately, `rounds` times."""
-    ours = Ours(algorithm, steps, alpha, strategy)
-    ours.run(0)  # the first run allocates memory
-    theirs, mine = [], []
+    """Runs pyribs and this package in turns, `rounds` times."""
+    ours = [Ours(algorithm, steps, alpha, strategy, precision) for precision in PRECISIONS]
+    for each in ours:
+        each.run(0)  # the first run allocates memory
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in ("pyribs", *PRECISIONS)}
     for seed in range(rounds):
-        theirs.append(pyribs(algorithm, steps, alpha))
-        mine.append(ours.run(seed))
-    seconds = [median(run["seconds"] for run in runs) for runs in (theirs, mine)]
+        found["pyribs"].append(pyribs(algorithm, steps, alpha))
+        for each in ours:
+            found[each.precision].append(each.run(seed))
+    seconds = {name: median(run["seconds"] for run in runs) for name, runs in found.items()}
     return {
-        "algorithm": algorithm, "strategy": strategy, "steps": steps, "alpha": alpha,
-        "pyribs": theirs, "qdgs_jax": mine,
-        "seconds_compile": ours.seconds_compile, "ratio": seconds[0] / seconds[1],
+        "algorithm": algorithm, "strategy": strategy, "steps": steps, "alpha": alpha, **found,
+        "seconds_compile": {each.precision: each.seconds_compile for each in ours},
+        "ratio": {name: seconds["pyribs"] / seconds[name] for name in PRECISIONS},
     }  # fmt: skip
 
 
@@ -207,16 +219,13 @@ def main() -> None:
         run = compare(algorithm, options.steps, options.rounds, options.alpha, strategy)
         result["runs"].append(run)
         parts = []
-        for name in ("pyribs", "qdgs_jax"):
+        for name in ("pyribs", *PRECISIONS):
             seconds, score, coverage = (
                 median(row[key] for row in run[name]) for key in ("seconds", "qd_score", "coverage")
             )
-            parts.append(f"{name} {seconds:.2f} s (QD score {score:.0f}, {coverage:.1f} %)")
-        print(
-            f"{algorithm:16} {strategy:16} {', '.join(parts)}; "
-            f"compilation {run['seconds_compile']:.1f} s; ratio {run['ratio']:.1f}",
-            flush=True,
-        )
+            ratio = f", ratio {run['ratio'][name]:.1f}" if name in PRECISIONS else ""
+            parts.append(f"{name} {seconds:.2f} s (QD score {score:.0f}, {coverage:.1f} %{ratio})")
+        print(f"{algorithm:16} {strategy:16} {'; '.join(parts)}", flush=True)
     if options.insertion:
         result["insertion"] = insertion()
         print("insertion, microseconds:", result["insertion"])

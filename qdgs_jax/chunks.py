@@ -1,5 +1,6 @@
-"""Batches in chunks, which bound the memory that a batch takes."""
+"""Batches in chunks, which bound the memory that a batch takes; and what a device has of it."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -37,3 +38,15 @@ def in_chunks(function: Callable[..., Any], chunk_size: int) -> Callable[..., An
         return jax.tree.map(join, results)
 
     return chunked
+
+
+def bytes_of(make: Callable[[], Any]) -> int:
+    """Bytes of the arrays that a function would return; it is traced, not run."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(make)))
+
+
+def device_memory() -> int:
+    """Bytes of the first device's memory; of the machine's, where the device does not tell."""
+    stats = jax.devices()[0].memory_stats() or {}
+    known = stats.get("bytes_limit")
+    return known or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

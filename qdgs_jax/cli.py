@@ -242,6 +242,7 @@ def repair_experiment(
     overrides: RepairOverrides,
     out: Path | None = None,
     resume: bool = False,
+    allow_code: bool = False,
 ) -> None:
     """Repair classifiers trained on colour-biased drawings by fine-tuning (QDGS, shapes domain).
 
@@ -249,6 +250,7 @@ def repair_experiment(
         config: TOML file; each of its values can be overridden by an option.
         out: folder of the results; runs/NAME-OF-THE-CONFIG if not given.
         resume: continue with the results in that folder.
+        allow_code: import measures that are functions of other packages or of the working folder.
     """
     from qdgs_jax.experiments.repair import experiment
 
@@ -256,7 +258,9 @@ def repair_experiment(
         raise ConfigError(f"{config} names no `search` that makes its images: add one.")
     folder = out or Path("runs") / config.stem
     search = load_config(Path(overrides.search))
-    results = experiment.run_experiment(overrides, search, folder, resume=resume)
+    results = experiment.run_experiment(
+        overrides, search, folder, resume=resume, allow_code=allow_code
+    )
     _tell_results(folder, results)
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ import numpy as np
 
 from qdgs_jax import archives, encoders, generators, search, typicality
 from qdgs_jax.archives import Archive, CVTArchive, GridArchive, cvt_centroids
+from qdgs_jax.chunks import bytes_of, device_memory
 from qdgs_jax.config import Config, Interval, MeasureConfig, range_problem
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.errors import ConfigError
@@ -109,10 +109,7 @@ def _require_memory(options: SearchConfig, made: Search, generator: Generator) -
             jnp.zeros((max(options.initial_samples, options.emitters * options.batch_size), D)),
         )
 
-    leaves = jax.tree.leaves(jax.eval_shape(largest))
-    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-    stats = jax.devices()[0].memory_stats() or {}
-    memory = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    needed, memory = bytes_of(largest), device_memory()
     if needed > memory:
         raise ConfigError(
             f"The search needs {needed / 2**30:,.0f} GiB for {made.archive.size:,} cells and "

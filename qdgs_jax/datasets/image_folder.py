@@ -110,11 +110,12 @@ def claim(out: Path, header: dict[str, Any]) -> bool:
         ConfigError: `out` holds anything else.
         QDGSError: `out` cannot be written, or holds another dataset.
     """
-    with folders.interruptions_explained(out, again=AGAIN):
-        known = folders.claim(out, MANIFEST, PARTIAL_MANIFEST, holds="a dataset")
+    with (
+        folders.interruptions_explained(out, again=AGAIN),
+        folders.claimed(out, MANIFEST, PARTIAL_MANIFEST, holds="a dataset") as known,
+    ):
         whole, partial = out / MANIFEST, out / PARTIAL_MANIFEST
         if not known:
-            out.mkdir(parents=True, exist_ok=True)
             files.write(partial, manifest.header_text(header))
             return False
         _require_same(out, manifest.read_header(known), header)

@@ -13,7 +13,7 @@ import dataclasses
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -24,8 +24,9 @@ import numpy as np
 from tqdm import tqdm
 
 from qdgs_jax import files, provenance
+from qdgs_jax.chunks import bytes_of, device_memory
 from qdgs_jax.datasets.class_folders import LabelledImages, read_folder, require_fit
-from qdgs_jax.errors import QDGSError
+from qdgs_jax.errors import ConfigError, QDGSError
 from qdgs_jax.evaluation import fairness
 from qdgs_jax.evaluation.fairness import Groups
 from qdgs_jax.folders import claimed, interruptions_explained, require_same_config
@@ -72,7 +73,8 @@ def repair_folders(
         The contents of results.json.
 
     Raises:
-        ConfigError: `out` holds other results, or folders that do not fit each other.
+        ConfigError: `out` holds other results, folders that do not fit each other, or a
+            classifier too large for the device.
         QDGSError: an image cannot be read, or no space.
     """
     folders = {"train": train, "test": test, **({"repair": repair} if repair else {})}
@@ -81,6 +83,7 @@ def repair_folders(
         for name, path in folders.items()
     }
     classes = require_fit(read, folders, halvings=len(config.classifier.channels))
+    require_memory(config, read["test"].pixels.shape[1:])
     _warn_of_seen(read, folders)
     names = {name: str(path) for name, path in folders.items()}
     plan = {"config": dataclasses.asdict(config), "folders": names, "group": group}
@@ -110,6 +113,26 @@ def _warn_of_seen(read: Mapping[str, LabelledImages], folders: Mapping[str, Path
                 "others, or the accuracy is that of known images.",
                 stacklevel=3,
             )
+
+
+def require_memory(config: TrainConfig, image_shape: tuple[int, ...]) -> None:
+    """Refuses a classifier of images [H, W, 3] whose training no device could hold.
+
+    Raises:
+        ConfigError: its weights and their optimiser take more than the memory of the device.
+    """
+
+    def largest() -> classifier.TrainingState:
+        keys = jax.random.split(jax.random.key(0), len(_together(range(config.seeds))[0]))
+        params = classifier.init(config.classifier, keys, image_shape=image_shape, classes=2)
+        return classifier.start(config.training, params)
+
+    needed, memory = bytes_of(largest), device_memory()
+    if needed > memory:
+        raise ConfigError(
+            f"The classifier needs {needed / 2**30:,.0f} GiB to be trained, but the device has "
+            f"{memory / 2**30:,.0f}: lower classifier.channels or classifier.hidden."
+        )
 
 
 def as_data(images: LabelledImages, classes: Sequence[str]) -> Data:
@@ -217,7 +240,7 @@ def _train_and_test(
         files.write(_result_path(out, seed, bias), json.dumps(result) + "\n")
 
 
-def _together(seeds: Sequence[int]) -> Iterable[Sequence[int]]:
+def _together(seeds: Sequence[int]) -> list[Sequence[int]]:
     """Groups of seeds trained in one vmapped program: one on a CPU, all on an accelerator."""
     size = 1 if jax.default_backend() == "cpu" else max(1, len(seeds))
     return [seeds[start : start + size] for start in range(0, len(seeds), size)]

@@ -7,14 +7,16 @@ from pydantic import Field
 
 from qdgs_jax.schema import Count, Positive, checked, read_toml, validate
 
+Width = Annotated[int, Field(ge=1, le=65_536)]
+
 
 @checked
 class ClassifierConfig:
     """A small convolutional network; the defaults are the paper's."""
 
-    channels: Annotated[tuple[Count, ...], Field(min_length=1)] = (16, 32, 64)
+    channels: Annotated[tuple[Width, ...], Field(min_length=1, max_length=12)] = (16, 32, 64)
     """Channels of 3 x 3 convolutions, each followed by 2 x 2 max pooling."""
-    hidden: Count = 128
+    hidden: Width = 128
     """Width of the linear layer before the last."""
 
 
@@ -25,7 +27,7 @@ class TrainingConfig:
     optimizer: Literal["adam", "sgd"] = "adam"
     """`sgd` has a momentum of 0.9."""
     learning_rate: Positive = 1e-3
-    batch_size: Count = 128
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 128
     epochs: Count = 20
     """Epochs on the biased images."""
     repair_epochs: Count = 30
@@ -38,7 +40,7 @@ class TrainingConfig:
 class TrainConfig:
     """Training on one folder of images, and repair with another."""
 
-    seeds: Count = 5
+    seeds: Annotated[int, Field(ge=1, le=10_000)] = 5
     """Trainings, each with its own initial weights and order of images."""
     classifier: ClassifierConfig = ClassifierConfig()
     training: TrainingConfig = TrainingConfig()

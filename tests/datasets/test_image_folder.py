@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from qdgs_jax import files
+from qdgs_jax import files, folders
 from qdgs_jax.config import BinConfig
 from qdgs_jax.datasets import export as dataset
 from qdgs_jax.datasets import image_folder
@@ -45,6 +45,15 @@ def test_records_are_complete(run, tmp_path, records):
         "seed": 3,
         "synthetic": True,
     }
+
+
+def test_a_folder_that_another_process_claims_is_not_claimed(run, tmp_path):
+    path = run(LEFT)
+    with folders.locked(tmp_path / "out"):
+        with pytest.raises(QDGSError, match="Another process is writing"):
+            image_folder.claim(tmp_path / "out", {"seed": 1})
+        assert [item.name for item in (tmp_path / "out").iterdir()] == [folders.LOCK]
+    assert dataset.export(path, tmp_path / "out", count=2).written == 2
 
 
 def test_manifest_has_the_checksum_of_every_file(run, tmp_path, contents):

@@ -98,6 +98,15 @@ def test_interruption_tells_how_to_go_on(
     assert run_command(command) == 0
 
 
+def test_a_classifier_larger_than_any_memory_is_refused(
+    folders: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = arguments(folders, tmp_path / "out", "train", "test")
+    assert run_command([*command, "--classifier.channels", "60000", "60000"]) == 2
+    assert "lower classifier.channels or classifier.hidden" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -38,7 +38,7 @@ def epochs_of(config: RepairConfig, arm: str) -> int:
 
 
 def make_synthetic(
-    config: RepairConfig, search: Config, seed: int, out: Path
+    config: RepairConfig, search: Config, seed: int, out: Path, *, allow_code: bool = False
 ) -> dict[str, LabelledImages]:
     """The seed's elites and random samples, read from their folders; makes missing folders."""
     search = dataclasses.replace(search, seed=search.seed + seed)
@@ -50,6 +50,7 @@ def make_synthetic(
                 search,
                 run,
                 resume=True,
+                allow_code=allow_code,
                 report=lambda row: bar.update(int(row["generation"]) - bar.n),
             )
     found = load_run(run).config
@@ -63,7 +64,9 @@ def make_synthetic(
     elites, random = out / f"qdgs-{seed}", out / f"random-{seed}"
     count = config.repair_images
     dataset.export(run, elites, count=count, seed=seed)
-    dataset.baseline(found, random, count=count, seed=search.seed, nearest_bin=True)
+    dataset.baseline(
+        found, random, count=count, seed=search.seed, nearest_bin=True, allow_code=allow_code
+    )
     sets = {"qdgs": read_folder(elites, group="bin"), "random": read_folder(random, group="bin")}
     # If bins are empty, elites of all others repeat: all arms have equally many images and updates.
     return {name: images.repeated(count) for name, images in sets.items()}

@@ -5,10 +5,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from qdgs_jax.schema import Count, Fraction, checked, read_toml, validate
+from qdgs_jax.schema import Fraction, checked, read_toml, validate
 from qdgs_jax.training.config import TrainConfig
 
 Arm = Literal["biased", "random", "random_equal_classes", "random_equal_bins", "qdgs", "unbiased"]
+Images = Annotated[int, Field(ge=1, le=1_000_000)]
 LABELS = {
     "random_equal_classes": "random, equal classes",
     "random_equal_bins": "random, equal bins",
@@ -31,11 +32,11 @@ class RepairConfig(TrainConfig):
     generator, labelled by the nearest of the search's bins, unweighted or weighted to equal classes
     or bins. qdgs: the search's elites. unbiased: drawings without bias. Every repair sees equally
     many images."""
-    images: Count = 1000
+    images: Images = 1000
     """Biased drawings of each training."""
-    repair_images: Count = 300
+    repair_images: Images = 300
     """Images of each repair."""
-    test_images: Count = 5000
+    test_images: Images = 5000
     """Unbiased drawings to test on."""
 
 

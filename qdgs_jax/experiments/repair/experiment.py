@@ -20,6 +20,7 @@ from qdgs_jax.evaluation.fairness import Groups
 from qdgs_jax.evaluation.repair import (
     Test,
     claimed_results,
+    require_memory,
     train_and_repair,
     unfinished,
     write_results,
@@ -41,7 +42,12 @@ from qdgs_jax.shapes import drawings as shapes
 
 
 def run_experiment(
-    config: RepairConfig, search: Config, out: Path, *, resume: bool = False
+    config: RepairConfig,
+    search: Config,
+    out: Path,
+    *,
+    resume: bool = False,
+    allow_code: bool = False,
 ) -> dict[str, Any]:
     """Trains on biased drawings, fine-tunes with each arm's images, tests on unbiased drawings.
 
@@ -50,13 +56,14 @@ def run_experiment(
         search: the search for synthetic images. Its bins label them, by their measures. Each seed
             has its own search and random samples.
         out: folder to write, or with `resume` to continue in.
+        allow_code: whether the search's measures may be functions of other packages.
 
     Returns:
         The contents of results.json.
 
     Raises:
-        ConfigError: the folder holds other results, the search has no bins of both shapes, or
-            there are too few drawings to test on.
+        ConfigError: the folder holds other results, the search has no bins of both shapes,
+            there are too few drawings to test on, or the classifier is too large for the device.
         QDGSError: a search was interrupted or is too short to fill any bin, or no space.
     """
     labels = {bin.label for bin in search.export.bins}
@@ -65,15 +72,18 @@ def run_experiment(
             f"The bins of the search have the labels {', '.join(sorted(labels)) or '(none)'}, "
             f"but the drawings are {' and '.join(CLASSES)}s: give its bins these labels."
         )
+    size = generators.load(search.generator.model)[0].image_size
+    require_memory(config, (size, size, 3))
     with (
         interruptions_explained(out, again="run the same command with --resume"),
         claimed_results(out, plan(config), resume=resume),
     ):
-        size = generators.load(search.generator.model)[0].image_size
         draw = functools.partial(draw_in_bytes, image_size=size)
         test = _unbiased_test(draw(make_key(0, "test drawings"), config.test_images, 0.5))
         seeds = sorted({seed for _, seed in unfinished(config, out, config.biases)})
-        synthetic = {seed: make_synthetic(config, search, seed, out) for seed in seeds}
+        synthetic = {
+            seed: make_synthetic(config, search, seed, out, allow_code=allow_code) for seed in seeds
+        }
         results = train_and_repair(
             config,
             out,

@@ -248,6 +248,20 @@ def test_labels_come_from_the_measures(tmp_path: Path) -> None:
     assert np.array_equal(small, [label == "triangle" for label in random.labels])
 
 
+def test_code_of_the_search_is_run_if_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text("def blueness(images): return images[:, 0, 0, 2]")
+    monkeypatch.chdir(tmp_path)
+    search = make_search(range=(-1, 1))
+    measures = (dataclasses.replace(search.measures[0], function="mine:blueness"),)
+    search = dataclasses.replace(search, measures=measures + search.measures[1:])
+    write_run(tmp_path / "out/search-0", search)
+    with pytest.raises(ConfigError, match="allow-code"):
+        make_synthetic(TINY, search, 0, tmp_path / "out")
+    make_synthetic(TINY, search, 0, tmp_path / "out", allow_code=True)
+
+
 def test_equal_weights() -> None:
     weights = np.asarray(equal(["a", "b", "a", "a"]))
     np.testing.assert_allclose(weights, [2 / 3, 2, 2 / 3, 2 / 3])
@@ -281,6 +295,8 @@ def test_mistakes_in_a_config(tmp_path: Path) -> None:
     for text, sentence in {
         "[training]\nepoch = 1": r"unknown key 'training.epoch' \(did you mean 'epochs'\?\)",
         "biases = [1.5]": "less than or equal to 1",
+        "classifier.channels = [1_000_000_000]": "less than or equal to 65536",
+        "test_images = 1_000_000_000": "less than or equal to 1000000",
         "arms = ['magic']": "arms",
         "a = ": "not valid TOML",
     }.items():
