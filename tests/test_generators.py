@@ -120,7 +120,7 @@ def styled(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("space", SIZES)
+@pytest.mark.parametrize("space", [pytest.param("z", marks=pytest.mark.slow), "w", "w+"])
 def test_any_latent_space_renders_its_samples_as_the_network_does(styled, space):
     generator, params = generators.load(str(styled), latent_space=space, truncation_psi=0.7)
     latents = generator.sample(jax.random.key(2), 3)

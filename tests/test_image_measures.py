@@ -130,7 +130,9 @@ def test_lab_is_that_of_scikit_image():
     np.testing.assert_allclose(image_measures.srgb_to_lab(images), color.rgb2lab(images), atol=1e-2)
 
 
-@pytest.mark.parametrize("name", ["skin_tone", "background_brightness"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("skin_tone", marks=pytest.mark.slow), "background_brightness"]
+)
 def test_gradients_are_finite_everywhere(name):
     colours = jnp.array([*np.ndindex(2, 2, 2), (0.5, 0.5, 0.5), (0.0031, 0, 0)], jnp.float32)
     plain = jnp.broadcast_to(colours[:, None, None], (len(colours), 8, 8, 3))

@@ -399,6 +399,7 @@ def test_weights_are_arguments_of_the_jitted_score():
         assert max([np.size(constant) for constant in jaxpr.consts], default=0) < 100
 
 
+@pytest.mark.slow
 def test_the_reference_implementations_scores(reference):
     """Its VAE and scoring code, and a CLIP of one layer that reads 224 pixels."""
     golden = np.load(reference / "qdgs/shapes_scores.npz")

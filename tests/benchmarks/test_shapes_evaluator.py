@@ -40,7 +40,7 @@ def blurred(images: np.ndarray) -> np.ndarray:
     return images
 
 
-@pytest.mark.parametrize("softened", [False, True])
+@pytest.mark.parametrize("softened", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_drawings_are_recognised(softened):
     drawings = shapes.draw(jax.random.key(20_000), 200, colour_bias=0.5)
     images = np.asarray(drawings.images)

@@ -63,7 +63,14 @@ def assert_same(state: CMAESState, theirs: list[CMAEvolutionStrategy], tolerance
             np.testing.assert_allclose(ours[e] / scale, other / scale, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize(("n", "batch_size"), [(2, 4), (3, 15), (10, 36)])
+@pytest.mark.parametrize(
+    ("n", "batch_size"),
+    [
+        pytest.param(2, 4, marks=pytest.mark.slow),
+        (3, 15),
+        pytest.param(10, 36, marks=pytest.mark.slow),
+    ],
+)
 def test_trace_is_that_of_pyribs(n: int, batch_size: int) -> None:
     """200 generations of three emitters on an ellipsoid with 0, 1, half or all as parents."""
     rng = np.random.default_rng(n)

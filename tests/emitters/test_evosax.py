@@ -67,6 +67,7 @@ def test_limited_memory_remembers_the_draws_of_the_best() -> None:
     assert cosine == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_searches_in_a_thousand_dimensions(name: str) -> None:
     config = SearchConfig(algorithm="cma_mae", strategy=name, emitters=2, batch_size=8, sigma0=0.2)

@@ -83,9 +83,13 @@ def test_our_archive_under_qdax_emitters(archive: Archive) -> None:
             GRID,
             EvolutionStrategy(2, CMAES(16, 0.1), Rules("2imp", "filter", "no_improvement")),
             id="cma_me",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
-            ANNEALED, EvolutionStrategy(2, CMAES(16, 0.1), Rules("imp", "mu")), id="cma_mae"
+            ANNEALED,
+            EvolutionStrategy(2, CMAES(16, 0.1), Rules("imp", "mu")),
+            id="cma_mae",
+            marks=pytest.mark.slow,
         ),
         pytest.param(ANNEALED, GradientArborescence(2, 16, 2, 0.1, 0.1), id="cma_maega"),
     ],
@@ -109,6 +113,7 @@ def test_our_emitters_fill_either_repertoire_alike() -> None:
     assert same.mean() > 0.99  # descriptors on a boundary may fall to either side
 
 
+@pytest.mark.slow
 def test_genotypes_may_be_pytrees() -> None:
     def scoring_function(genotypes: Any, key: jax.Array) -> Any:
         flat = jnp.concatenate([genotypes["kernel"].reshape(-1, 4), genotypes["bias"]], axis=1)

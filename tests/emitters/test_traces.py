@@ -169,8 +169,24 @@ class Pair:
     ("archive", "rules", "optimizer", "batch_size", "rounded"),
     [
         pytest.param(FLOORED, Rules("imp", "filter", "basic"), "adam", 3, False, id="cma_maega"),
-        pytest.param(ELITIST, Rules("2imp", "mu", "no_improvement"), "ascent", 8, True, id="mega"),
-        pytest.param(FLOORED, Rules("obj", "filter", 9), "adam", 8, False, id="obj"),
+        pytest.param(
+            ELITIST,
+            Rules("2imp", "mu", "no_improvement"),
+            "ascent",
+            8,
+            True,
+            id="mega",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            FLOORED,
+            Rules("obj", "filter", 9),
+            "adam",
+            8,
+            False,
+            id="obj",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_gradient_arborescence(
@@ -200,7 +216,14 @@ def test_gradient_arborescence(
     [
         pytest.param(ELITIST, Rules("2imp", "filter", "no_improvement"), 6, True, id="cma_me"),
         pytest.param(FLOORED, Rules("imp", "mu", "basic"), 9, False, id="cma_mae"),
-        pytest.param(FLOORED, Rules("rd", "filter", 12, span=SPAN), 6, False, id="rd"),
+        pytest.param(
+            FLOORED,
+            Rules("rd", "filter", 12, span=SPAN),
+            6,
+            False,
+            id="rd",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_evolution_strategy(

@@ -35,6 +35,7 @@ def archive_of(out: Path) -> bytes:
     return (out / "archive.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_cvt_archive_from_a_config(tmp_path: Path, config: Config) -> None:
     values = {name: value for name, value in dataclasses.asdict(config).items()}
     values["archive"] = {"kind": "cvt", "cells": 7}
@@ -260,7 +261,8 @@ def test_a_torn_last_line_of_metrics_is_written_again(finished: Path, config: Co
     assert generations_of(finished) == ["2", "4", "6", "8"]
 
 
-@pytest.mark.parametrize("log_every", [3, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("log_every", [3, 12])
 def test_a_finished_run_continues_to_more_generations(
     tmp_path: Path, config: Config, log_every: int
 ) -> None:

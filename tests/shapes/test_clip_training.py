@@ -42,6 +42,7 @@ def test_training_overwrites_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_clip_tells_colours_and_shapes():
     encoder, params = encoders.load("shapes-clip")
     right = zero_shot(encoder, params, jax.random.key(11), count=400)

@@ -2,11 +2,13 @@
 
 import jax
 import numpy as np
+import pytest
 
 from qdgs_jax.shapes.captions import ATTRIBUTES
 from qdgs_jax.shapes.scenes import Scenes, draw_scenes, turn
 
 
+@pytest.mark.slow
 def test_scenes_are_images_with_their_truth():
     scenes = jax.tree.map(np.asarray, draw_scenes(jax.random.key(0), 64, image_size=32))
     assert scenes.images.shape == (64, 32, 32, 3)

@@ -35,6 +35,7 @@ def test_training_overwrites_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_vae_knows_all_four_groups():
     _, params = generators.load("shapes-vae")
     errors = reconstruction_errors(vae.VAEConfig(), params, jax.random.key(11), count=100)

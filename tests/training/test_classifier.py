@@ -68,7 +68,12 @@ def test_paper_size() -> None:
 
 # The last batch is smaller, full, the only one.
 @pytest.mark.parametrize(
-    ("size", "rotation"), [(3, 180.0), pytest.param(4, 0.0, marks=pytest.mark.slow), (20, 0.0)]
+    ("size", "rotation"),
+    [
+        pytest.param(3, 180.0, marks=pytest.mark.slow),
+        pytest.param(4, 0.0, marks=pytest.mark.slow),
+        (20, 0.0),
+    ],
 )
 def test_training_equals_a_python_loop(size: int, rotation: float) -> None:
     training = TrainingConfig(
