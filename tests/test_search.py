@@ -114,6 +114,13 @@ def test_what_is_not_above_the_threshold_is_no_elite() -> None:
     assert metrics.non_finite == 0
 
 
+def test_an_objective_at_the_threshold_makes_no_elite() -> None:
+    search = toy(threshold_min=95.0)
+    scores = Scores(jnp.array([95.0, 95.5]), jnp.array([[-1.0, -1.0], [1.0, 1.0]]))
+    state, _ = searches.add(search, begin(search), jnp.ones((2, D)), scores)
+    assert state.elites.objective[state.elites.occupied].tolist() == [95.5]
+
+
 def test_scan_is_the_python_loop(search: Search) -> None:
     state = looped = begin(search)
     one = jax.jit(step, static_argnums=0)
@@ -231,6 +238,20 @@ def test_scores_that_are_not_finite_are_left_out_and_counted(search: Search) -> 
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.emitter))
 
 
+def test_no_emitter_starts_where_there_is_no_score() -> None:
+    def broken(
+        params: jax.Array, key: jax.Array, latents: jax.Array, memory: Memory
+    ) -> tuple[Scores, Memory]:
+        scores, _ = score(params, key, latents)
+        return scores.replace(objective=scores.objective.at[:4].set(jnp.nan)), memory
+
+    search = dataclasses.replace(toy(), score=broken)
+    latents = jnp.ones((SAMPLES, D)) + jnp.arange(SAMPLES)[:, None]  # best first
+    state = init(search, jnp.ones(D), jax.random.key(0), latents)
+    np.testing.assert_array_equal(state.emitter.ascent.theta, latents[4:7])
+    assert state.non_finite == 4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("slope", [0.0, 10.0], ids=["noise", "endless slope"])
 def test_ten_thousand_generations_in_float32(slope: float) -> None:
@@ -286,6 +307,42 @@ def test_a_score_may_remember(search: Search) -> None:
     assert int(state.memory) == SAMPLES + 4 * search.evaluations_per_generation
     plain, _ = run_jitted(search, jnp.ones(D), plain, 4)
     assert_equal(state.elites, plain.elites)
+
+
+def test_no_call_of_a_score_has_the_key_of_another() -> None:
+    """The memory holds a draw by each key."""
+
+    def drawing(
+        params: jax.Array, key: jax.Array, latents: jax.Array, memory: jax.Array
+    ) -> tuple[Scores, jax.Array]:
+        drawn = jax.random.uniform(key)
+        return score(params, key, latents)[0], jnp.roll(memory, 1).at[0].set(drawn)
+
+    def drawing_with_jacobian(
+        params: jax.Array, key: jax.Array, latents: jax.Array, memory: jax.Array
+    ) -> tuple[Scores, jax.Array]:
+        return score_with_jacobian(params, key, latents)[0], drawing(params, key, latents, memory)[
+            1
+        ]
+
+    search = dataclasses.replace(
+        toy(),
+        score=drawing,
+        score_with_jacobian=drawing_with_jacobian,
+        init_memory=lambda params: jnp.zeros(9),
+    )
+    state, _ = run_jitted(search, jnp.ones(D), begin(search), 4)
+    assert len(set(state.memory.tolist()) - {0.0}) == 1 + 2 * 4
+
+
+def test_points_of_gradients_join_the_archive() -> None:
+    search = toy(sigma0=50.0)  # branches lie elsewhere
+    state = begin(search)
+    theta = state.emitter.ascent.theta
+    scores, _ = score(jnp.ones(D), jax.random.key(0), theta)
+    state = jax.jit(step, static_argnums=0)(search, jnp.ones(D), state)
+    cells = search.archive.index_of(scores.measures)
+    assert np.all(state.elites.objective[cells] >= scores.objective - 1e-4)
 
 
 def test_emitters_start_at_the_best_samples() -> None:

@@ -187,13 +187,14 @@ def _compile(problem: Problem) -> tuple[Callable[..., Any], Callable[[int], Any]
     """Compiles `search.init`, and `search.run` for each number of generations; and says how long
     the first took for one logging interval. Both programs take `params` first."""
     began = time.perf_counter()
-    arguments = (problem.search, problem.params)
-    begin = jax.jit(search.init, static_argnums=0).lower(*arguments, *problem.initial_latents())
+    # Of new functions: what jit keeps lasts as long as they do, so programs end with their run.
+    init, run = (functools.partial(each, problem.search) for each in (search.init, search.run))
+    begin = jax.jit(init).lower(problem.params, *problem.initial_latents())
 
     @functools.cache
     def advance(generations: int) -> Any:
-        run = jax.jit(search.run, static_argnums=(0, 3), donate_argnums=2)
-        return run.lower(*arguments, begin.out_info, generations).compile()
+        program = jax.jit(run, static_argnums=2, donate_argnums=1)
+        return program.lower(problem.params, begin.out_info, generations).compile()
 
     compiled = begin.compile()
     advance(problem.config.run.log_every)

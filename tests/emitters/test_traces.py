@@ -87,7 +87,8 @@ class Pair:
             for e, them in enumerate(self.theirs):
                 one = slice(e, e + 1)
                 verdict = {name: values[one] for name, values in info.items()}
-                them.tell_dqd(theta[one], objective[one], measures[one], jacobian[one], verdict)
+                slopes = jacobian[one].copy()  # pyribs normalises them in place
+                them.tell_dqd(theta[one], objective[one], measures[one], slopes, verdict)
 
         normals = self.rng.normal(size=(E, batch_size, len(self.theirs[0]._opt.mean)))
         self.state, asked = self.ask(self.state, jnp.asarray(normals), gradients)

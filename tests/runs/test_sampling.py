@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import errno
+import gc
 import json
 import os
 import resource
@@ -33,6 +34,17 @@ load_generator = generators.load  # the real one
 
 def archive_of(out: Path) -> bytes:
     return (out / "archive.safetensors").read_bytes()
+
+
+def test_a_run_leaves_no_programs_behind(tmp_path: Path, config: Config) -> None:
+    def live() -> int:
+        gc.collect()
+        return len(jax.devices()[0].client.live_executables())
+
+    runs.sample(config, tmp_path / "first")
+    before = live()
+    runs.sample(config, tmp_path / "second")
+    assert live() == before
 
 
 @pytest.mark.slow
