@@ -81,7 +81,7 @@ def _fold(config: DCGANConfig, tensors: Tensors) -> Params:
     params = {}
     for i in range(len(config.channels) + 1):
         kernel = tensors[f"main.{3 * i}.weight"].astype(np.float64).transpose(2, 3, 0, 1)
-        bias = np.zeros(kernel.shape[-1])
+        bias: np.ndarray = np.zeros(kernel.shape[-1])
         if i < len(config.channels):
             weight, offset, mean, variance = (
                 tensors[f"main.{3 * i + 1}.{part}"].astype(np.float64)
