@@ -23,7 +23,7 @@ assets: $(VENV)/installed  ## fetch the generator of faces (the package gan-face
 
 .PHONY: test
 test: $(VENV)/installed-test  ## install, run all tests but the slow ones
-	$(BIN)/python -m pytest -q -n auto --dist loadfile
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 .PHONY: slow
 slow: $(VENV)/installed-test  ## run the tests that take long

@@ -46,6 +46,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_sample_and_export(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary = json.loads((run / "summary.json").read_text())
     assert summary["evaluations"] == 8 * 2 * (1 + 3)
@@ -211,6 +212,7 @@ def test_unreadable_generators_are_told(
     assert str(path) in told(capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_unknown_words_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompt = ["--measures.0.low", "A xylophonic red shape."]
@@ -312,6 +314,7 @@ def test_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFix
     assert "is not writable" in told(capsys)
 
 
+@pytest.mark.slow
 def test_archive_columns_are_finite(run: Path) -> None:
     with open(run / "archive.csv", newline="") as file:
         table = np.array(list(csv.reader(file))[1:], float)

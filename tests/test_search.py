@@ -283,6 +283,7 @@ def test_ten_thousand_generations_in_float32(slope: float) -> None:
     assert later.restarts > metrics.restarts + 10  # still at work
 
 
+@pytest.mark.slow
 def test_a_score_may_remember(search: Search) -> None:
     """Here: how many latents it has seen."""
 

@@ -36,6 +36,7 @@ def test_the_card_is_filled(run, tmp_path):
     assert "{" not in card.split("\n---\n")[1]
 
 
+@pytest.mark.slow
 def test_no_encoder_is_loaded_or_named_without_prompts(tmp_path, monkeypatch, records):
     monkeypatch.setattr(encoders, "load", lambda model, **_: pytest.fail("nobody needs it"))
     config = Config(

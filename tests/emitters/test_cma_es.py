@@ -194,6 +194,7 @@ def test_cholesky_factors_give_the_same_distribution() -> None:
             np.testing.assert_allclose(length, step @ jnp.linalg.solve(C[e], step), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_cholesky_factors_descend_like_eigen() -> None:
     """Both reach the minimum of an ellipsoid of condition 100 in as many generations."""
     scales = jnp.logspace(0, 2, 20)

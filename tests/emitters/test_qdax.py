@@ -62,7 +62,13 @@ def ours(archive: Archive) -> Callable[..., Repertoire]:
     return functools.partial(Repertoire.init, archive)
 
 
-@pytest.mark.parametrize("archive", [ANNEALED, CVT], ids=["annealed", "cvt"])
+@pytest.mark.parametrize(
+    "archive",
+    [
+        pytest.param(ANNEALED, id="annealed"),
+        pytest.param(CVT, id="cvt", marks=pytest.mark.slow),
+    ],
+)
 def test_our_archive_under_qdax_emitters(archive: Archive) -> None:
     repertoire, _, metrics = run(qdax_emitter(), ours(archive))
     assert metrics["coverage"] > 25

@@ -215,7 +215,14 @@ def test_gradient_arborescence(
 @pytest.mark.parametrize(
     ("archive", "rules", "batch_size", "rounded"),
     [
-        pytest.param(ELITIST, Rules("2imp", "filter", "no_improvement"), 6, True, id="cma_me"),
+        pytest.param(
+            ELITIST,
+            Rules("2imp", "filter", "no_improvement"),
+            6,
+            True,
+            id="cma_me",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(FLOORED, Rules("imp", "mu", "basic"), 9, False, id="cma_mae"),
         pytest.param(
             FLOORED,

@@ -7,6 +7,7 @@ convolution before it.
 import dataclasses
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from qdgs_jax.models.layers.convolutions import TransposedConv
@@ -44,7 +45,7 @@ class Generator(nn.Module):
 
 def init(config: DCGANConfig, key: Key) -> Params:
     """Random weights."""
-    return Generator(config).init(key, jnp.zeros((1, config.latent_size)))["params"]
+    return jax.jit(Generator(config).init)(key, jnp.zeros((1, config.latent_size)))["params"]
 
 
 def generate(config: DCGANConfig, params: Params, latents: Latents) -> Images:

@@ -56,9 +56,10 @@ def init(config: VAEConfig, key: Key) -> Params:
     """Random weights: {"encoder": ..., "decoder": ...}."""
     encoder_key, decoder_key = jax.random.split(key)
     images = jnp.zeros((1, config.image_size, config.image_size, 3))
+    latents = jnp.zeros((1, config.latent_size))
     return {
-        "encoder": Encoder(config).init(encoder_key, images)["params"],
-        "decoder": Decoder(config).init(decoder_key, jnp.zeros((1, config.latent_size)))["params"],
+        "encoder": jax.jit(Encoder(config).init)(encoder_key, images)["params"],
+        "decoder": jax.jit(Decoder(config).init)(decoder_key, latents)["params"],
     }
 
 

@@ -98,6 +98,7 @@ def test_images_and_gradients_match_nvidia(published: Any) -> None:
         assert deviation(images[i], golden[f"img_none_{name}_f64"]) < TOLERANCES["values"]
 
 
+@pytest.mark.slow
 def test_gradients_match_nvidia_in_float64(published: Any) -> None:
     config, params, golden = published
     with jax.enable_x64(True):
@@ -300,6 +301,7 @@ def test_bfloat16(small: Any) -> None:
     assert 1e-4 < difference(images, desired) < TOLERANCES["bf16"]
 
 
+@pytest.mark.slow
 def test_init_keeps_the_variance() -> None:
     # By design: equalised weights, demodulation, and the gain of the activation.
     config = stylegan2.StyleGAN2Config(

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from qdgs_jax.models import vae
 
@@ -16,6 +17,7 @@ def test_decoder_matches_reference(reference):
     np.testing.assert_allclose(images, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_encoder_recognises_what_the_reference_decodes(reference):
     # No golden covers the encoder; a wrong flattening would scatter its means.
     config, params = vae.load(reference / "qdgs/vae-shapes.pt")

@@ -14,11 +14,8 @@ CONFIG = vae.VAEConfig(latent_size=3, image_size=16, channels=(2, 3, 5))
 @pytest.fixture
 def params():
     params = vae.init(CONFIG, jax.random.key(0))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return tree.unflatten(
-        [jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    )
+    random = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: random.standard_normal(leaf.shape, np.float32), params)
 
 
 def test_folder_round_trip(tmp_path, params):
