@@ -16,6 +16,7 @@ The modules are the stages, in this order; each is useful alone:
     folders         claiming, locking and resuming folders of results
     provenance      models, device, versions
     chunks          batches in chunks, which bound the memory
+    keys            random keys: a stream for each purpose, a key for each sample
     models          ports of generators and encoders, and safe readers of their checkpoints
     generators      key -> latents;  latents -> images
     encoders        images, text -> embeddings

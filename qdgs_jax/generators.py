@@ -47,8 +47,9 @@ class Generator:
     image_size: int
     """Side of its square images, in pixels."""
     sample: Callable[[Key, int], Latents]
-    """(key, n) -> random latents [n, D]. Call it outside of compiled programs: if a network maps
-    the latents, its loaded weights would become constants of the program."""
+    """(key, n) -> random latents [n, D], by JAX alone, as `sample_rows` maps it over keys. Call it
+    outside of compiled programs: if a network maps the latents, its loaded weights would become
+    constants of the program."""
     render: Callable[[Params, Latents], Images]
     """(params, latents [N, D]) -> images [N, H, W, 3], RGB in [0, 1]."""
     sha256: str = ""
