@@ -262,6 +262,14 @@ def test_sigterm_outside_of_the_loop_takes_one_sentence() -> None:
     assert process.returncode == 1
 
 
+def test_a_signal_that_meets_a_finaliser_is_not_lost() -> None:
+    finaliser = "__del__=lambda self: (os.kill(os.getpid(), 15), time.sleep(1))"
+    with started(f"type('A', (), dict({finaliser}))(); time.sleep(60)", stderr=-1) as process:
+        _, told = process.communicate()
+    assert told == "qdgs: Interrupted: run the same command again.\n"
+    assert process.returncode == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_during_the_imports_takes_one_sentence(
