@@ -9,8 +9,10 @@ Method: `qdgs sample`, `export` and `train` on the built-in models, each once wi
     and the same files, but for what they say about seconds. Signals that can be caught have to
     end in one sentence; those that meet Python before its first line are counted apart.
 Command: python benchmarks/random_kills.py --count 200 --json benchmarks/results/random_kills.json
-Result: not run at this size yet. The first 16 trials (0 to 9 of seed 0, 0 to 5 of seed 1) were all
-    equal, on a busy machine; in the former ten the shell that ran them had SIGINT ignored.
+Result: 200 of 200 equal after 254 signals, of which 16 met a process that had ended. In the first
+    136 trials some ended in a traceback: exceptions in the imports of native code, or swallowed by
+    a finaliser. That was mended (`qdgs_jax/__main__.py`); in the 64 trials since, one did, which
+    met Python before the first line. Other work ran on the machine.
 """
 
 import argparse
