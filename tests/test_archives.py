@@ -78,7 +78,7 @@ def assert_same(state: archives.ArchiveState, theirs: ribs.ArchiveBase) -> None:
         np.testing.assert_allclose(ours[cells], data[name][order], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("n", [1, 40])
+@pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.slow), 40])
 def test_batch_rules_are_those_of_pyribs(archive: Archive, n: int) -> None:
     with jax.enable_x64(True):
         theirs = pyribs(archive)

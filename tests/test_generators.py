@@ -181,6 +181,7 @@ def test_bfloat16_is_close_to_float32(styled):
     assert 0 < np.abs(images[0] - images[1]).mean() < 0.01
 
 
+@pytest.mark.slow
 def test_images_of_the_reference_implementation(reference):
     golden = np.load(reference / "stylegan2/sg2_ffhq256_tiny_golden.npz")
     generator, params = generators.load(str(reference / "stylegan2/sg2_ffhq256_tiny.pkl"))

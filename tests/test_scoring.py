@@ -377,7 +377,8 @@ def test_jacobian_agrees_with_finite_differences():
             np.testing.assert_allclose(jacobian[:, :, axis], numeric, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("chunk_size", [pytest.param(1, marks=pytest.mark.slow), 4])
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk_size", [1, 4])
 def test_chunks_change_nothing(chunk_size):
     with jax.enable_x64(True):
         config = make_config()

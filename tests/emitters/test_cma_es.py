@@ -132,6 +132,7 @@ def test_no_parent_no_weight() -> None:
     np.testing.assert_array_equal(weights, 0)
 
 
+@pytest.mark.slow
 def test_emitters_do_not_touch_each_other() -> None:
     """Nine emitters out of step equal nine single ones, whether none, few or all are decomposed."""
     with jax.enable_x64(True):

@@ -25,7 +25,7 @@ def promoted_ranks() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(NAMES[0], marks=pytest.mark.slow), *NAMES[1:]])
 def test_learns_from_ranks(name: str) -> None:
     """Three emitters in 20 dimensions find the minimum of an ellipsoid by different draws."""
     strategy = Evosax(name, 16, 0.3, step_size=0.05)

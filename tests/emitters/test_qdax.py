@@ -62,13 +62,8 @@ def ours(archive: Archive) -> Callable[..., Repertoire]:
     return functools.partial(Repertoire.init, archive)
 
 
-@pytest.mark.parametrize(
-    "archive",
-    [
-        pytest.param(ANNEALED, id="annealed"),
-        pytest.param(CVT, id="cvt", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("archive", [ANNEALED, CVT], ids=["annealed", "cvt"])
 def test_our_archive_under_qdax_emitters(archive: Archive) -> None:
     repertoire, _, metrics = run(qdax_emitter(), ours(archive))
     assert metrics["coverage"] > 25
@@ -176,6 +171,7 @@ def test_of_equals_one_is_stored_whole() -> None:
     np.testing.assert_array_equal(repertoire.descriptors[cell], descriptors[0])
 
 
+@pytest.mark.slow
 def test_told_coefficients_are_those_emitted() -> None:
     """QDax's CMA-MEGA: `emit` and `state_update` draw different ones."""
     emitter = QDaxEmitter(ANNEALED, GradientArborescence(2, 5, 2, 0.1, 0.1), arm_scoring_function)

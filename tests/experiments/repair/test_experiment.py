@@ -188,6 +188,7 @@ def test_experiment(out: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_arms_differ_in_images_and_weights_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

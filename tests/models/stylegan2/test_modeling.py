@@ -277,6 +277,7 @@ def test_length_of_latents_has_no_influence(config: Any, params: Any) -> None:
     np.testing.assert_allclose(map_latents(z=3 * z), map_latents(z=z), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_noise(small: Any) -> None:
     config, params, ws, render = small
     same = jnp.broadcast_to(ws[:1], ws.shape)
