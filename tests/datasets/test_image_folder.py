@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -45,6 +46,38 @@ def test_records_are_complete(run, tmp_path, records):
         "seed": 3,
         "synthetic": True,
     }
+
+
+def test_a_cell_or_number_that_is_unknown_is_null():
+    table = image_folder.ImageTable(
+        labels=("a",), label=np.zeros(1, int), bins=(), bin=np.array([-1]),
+        latent_row=np.zeros(1, int), cell=np.array([-1]), objective=np.array([np.nan]),
+        measure_names=("x",), measures=np.array([[np.inf]]), constants={},
+    )  # fmt: skip
+    record = table.record(0)
+    assert [record[name] for name in ("bin", "cell", "objective", "measure_x")] == [None] * 4
+
+
+def test_an_edited_card_stays(run, tmp_path):
+    dataset.export(run(LEFT), tmp_path / "out", count=4)
+    (tmp_path / "out/README.md").write_text("mine")
+    next((tmp_path / "out").rglob("*.png")).unlink()
+    assert dataset.export(run(LEFT), tmp_path / "out", count=4).written == 1
+    assert (tmp_path / "out/README.md").read_text() == "mine"
+
+
+def test_a_manifest_that_lists_another_image_is_not_believed(run, tmp_path, contents):
+    out = tmp_path / "out"
+    dataset.export(run(LEFT), out, count=4)
+    whole = contents(out)
+    lines = (out / "manifest.json").read_text().splitlines(keepends=True)
+    images = [row for row, line in enumerate(lines) if ".png" in line]
+    lines[images[0]] = lines[images[1]]
+    (out / "manifest.json").write_text("".join(lines))
+    min(out.rglob("*.png")).unlink()
+    (out / "metadata.jsonl").unlink()  # or the dataset would be complete, as its manifest has it
+    dataset.export(run(LEFT), out, count=4)
+    assert contents(out) == whole
 
 
 def test_a_folder_that_another_process_claims_is_not_claimed(run, tmp_path):
