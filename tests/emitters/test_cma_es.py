@@ -132,6 +132,14 @@ def test_no_parent_no_weight() -> None:
     np.testing.assert_array_equal(weights, 0)
 
 
+def test_a_step_size_grows_by_a_factor_of_e_at_most() -> None:
+    es = CMAES(4, 0.5)
+    state = es.init(jnp.zeros((1, 3))).replace(path_sigma=jnp.full((1, 3), 1e3))
+    state, solutions = es.ask(state, jax.random.key(0))
+    state = es.tell(state, solutions, jnp.arange(4)[None], jnp.array([2]))
+    np.testing.assert_allclose(state.sigma, 0.5 * np.e, rtol=1e-6)
+
+
 @pytest.mark.slow
 def test_emitters_do_not_touch_each_other() -> None:
     """Nine emitters out of step equal nine single ones, whether none, few or all are decomposed."""
