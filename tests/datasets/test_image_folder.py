@@ -56,6 +56,15 @@ def test_a_cell_or_number_that_is_unknown_is_null():
     )  # fmt: skip
     record = table.record(0)
     assert [record[name] for name in ("bin", "cell", "objective", "measure_x")] == [None] * 4
+    shortest = dataclasses.replace(table, objective=np.array([0.1], np.float32)).record(0)
+    assert shortest["objective"] == 0.1
+
+
+def test_what_an_ended_call_left_of_its_manifest_goes(run, tmp_path):
+    dataset.export(run(LEFT), tmp_path / "out", count=4)
+    shutil.copy(tmp_path / "out/manifest.json", tmp_path / "out/manifest.json.part")
+    assert dataset.export(run(LEFT), tmp_path / "out", count=4).written == 0
+    assert not (tmp_path / "out/manifest.json.part").exists()
 
 
 def test_an_edited_card_stays(run, tmp_path):
