@@ -20,6 +20,7 @@ import numpy as np
 from flax import struct
 
 from qdgs_jax.chunks import in_chunks
+from qdgs_jax.sharding import by_columns, by_rows, replicated
 from qdgs_jax.typing import Array, Key, Latents, Measures, Objective
 
 
@@ -32,6 +33,7 @@ class GridArchive:
         lower, upper: ends of the grid; measures beyond them fall into the border cells.
         learning_rate: alpha in [0, 1]; how fast a threshold follows the accepted objectives.
         threshold_min: initial threshold of an empty cell; -inf makes the archive elitist.
+        bfloat16: whether latents are stored in bfloat16, which halves the memory; see `storable`.
     """
 
     cells: tuple[int, ...]
@@ -39,6 +41,7 @@ class GridArchive:
     upper: tuple[float, ...]
     learning_rate: float = 1.0
     threshold_min: float = -math.inf
+    bfloat16: bool = False
 
     def __post_init__(self) -> None:
         if not len(self.cells) == len(self.lower) == len(self.upper):
@@ -80,7 +83,7 @@ class CVTArchive:
     Attributes:
         centroids: the points, [K][M]; see `cvt_centroids`.
         lower, upper: ends of the measures; those beyond them still have a nearest centroid.
-        learning_rate, threshold_min: as in `GridArchive`.
+        learning_rate, threshold_min, bfloat16: as in `GridArchive`.
     """
 
     centroids: tuple[tuple[float, ...], ...]
@@ -88,6 +91,7 @@ class CVTArchive:
     upper: tuple[float, ...]
     learning_rate: float = 1.0
     threshold_min: float = -math.inf
+    bfloat16: bool = False
 
     def __post_init__(self) -> None:
         if not len(self.centroids[0]) == len(self.lower) == len(self.upper):
@@ -141,7 +145,7 @@ def cvt_centroids(
 class ArchiveState(struct.PyTreeNode):
     """The contents of the cells. An empty cell has objective -inf."""
 
-    latents: Array  # [K, D]
+    latents: Array  # [K, D], perhaps in bfloat16
     objective: Array  # [K]
     measures: Array  # [K, M], as scored, not clipped to the grid
     threshold: Array  # [K]
@@ -169,15 +173,26 @@ class Insertion(struct.PyTreeNode):
         return self.status > 0
 
 
+def storable(archive: Archive, latents: Latents) -> Latents:
+    """Latents rounded to what `archive` stores exactly.
+
+    Score these: an elite's scores are then those of the latent that is kept.
+    """
+    if not archive.bfloat16:
+        return latents
+    return jax.lax.reduce_precision(latents, exponent_bits=8, mantissa_bits=7)
+
+
 def init(archive: Archive, latent_size: int, dtype: jnp.dtype | None = None) -> ArchiveState:
     """An empty archive."""
     K, M = archive.size, len(archive.lower)
-    latents = jnp.zeros((K, latent_size), dtype)
+    objective = jnp.full(K, -jnp.inf, dtype)
+    stored = jnp.bfloat16 if archive.bfloat16 else objective.dtype
     return ArchiveState(
-        latents=latents,
-        objective=jnp.full(K, -jnp.inf, latents.dtype),
-        measures=jnp.zeros((K, M), latents.dtype),
-        threshold=jnp.full(K, archive.threshold_min, latents.dtype),
+        latents=by_columns(jnp.zeros((K, latent_size), stored)),
+        objective=objective,
+        measures=jnp.zeros((K, M), dtype),
+        threshold=jnp.full(K, archive.threshold_min, dtype),
         filled=jnp.zeros(K, jnp.int32),
         count=jnp.zeros((), jnp.int32),
     )
@@ -204,12 +219,14 @@ def add(
     accepted = objective > threshold  # strictly; -inf never is
     status = jnp.where(accepted, jnp.where(occupied, 1, 2), 0).astype(jnp.int32)
     base = jnp.where(jnp.isneginf(threshold), 0, threshold)
-    insertion = Insertion(
-        objective=objective,
-        measures=measures,
-        status=status,
-        value=jnp.where(finite, objective - base, -jnp.inf),
-        finite=finite,
+    insertion = replicated(
+        Insertion(
+            objective=objective,
+            measures=measures,
+            status=status,
+            value=jnp.where(finite, objective - base, -jnp.inf),
+            finite=finite,
+        )
     )
 
     row, group = jnp.arange(N, dtype=jnp.int32), _group_by_cell(cell, K)
@@ -243,7 +260,7 @@ def add(
     place = jnp.where(new, state.count + jnp.cumsum(new, dtype=jnp.int32) - 1, K + row)
     return (
         ArchiveState(
-            latents=put(state.latents, latents),
+            latents=by_columns(put(state.latents, by_columns(latents))),
             objective=put(state.objective, objective),
             measures=put(state.measures, measures),
             threshold=put(state.threshold, new_threshold),
@@ -257,7 +274,7 @@ def add(
 def sample(state: ArchiveState, key: Key, count: int) -> Latents:
     """Latents of `count` elites, drawn uniformly with repetition; zeros from an empty archive."""
     rank = jax.random.randint(key, (count,), 0, jnp.maximum(state.count, 1))
-    return state.latents[state.filled[rank]]
+    return by_rows(state.latents[state.filled[rank]]).astype(state.objective.dtype)
 
 
 def coverage(state: ArchiveState) -> Array:

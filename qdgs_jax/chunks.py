@@ -14,27 +14,25 @@ def in_chunks(function: Callable[..., Any], chunk_size: int) -> Callable[..., An
     """Maps `function`, batched over the first axis of all arrays, over at most `chunk_size` rows.
 
     It is compiled for one size only: all chunks have equal sizes, and the last row is repeated to
-    fill them.
+    fill them. Arguments and results may be pytrees.
     """
 
-    def chunked(*arrays: Array) -> Any:
-        count = len(arrays[0])
+    def chunked(*rows: Any) -> Any:
+        count = len(jax.tree.leaves(rows)[0])
         chunks = -(-count // chunk_size)
         if chunks <= 1:
-            return function(*arrays)
+            return function(*rows)
         size = -(-count // chunks)
-        rows = jnp.minimum(jnp.arange(size * chunks), count - 1)
+        index = jnp.minimum(jnp.arange(size * chunks), count - 1)
 
-        def split(array: Array) -> Array:
-            # Row i goes to chunk i % chunks, so that each chunk of a batch that is sharded over
-            # devices lies on all of them; a gather, where not needed, would undo the sharding.
-            padded = array if count == size * chunks else array[rows]
-            return padded.reshape(size, chunks, *array.shape[1:]).swapaxes(0, 1)
+        def split(leaf: Array) -> Array:
+            padded = leaf if count == size * chunks else leaf[index]
+            return padded.reshape(chunks, size, *leaf.shape[1:])
 
-        def join(array: Array) -> Array:
-            return array.swapaxes(0, 1).reshape(size * chunks, *array.shape[2:])[:count]
+        def join(leaf: Array) -> Array:
+            return leaf.reshape(size * chunks, *leaf.shape[2:])[:count]
 
-        results = jax.lax.map(lambda chunk: function(*chunk), tuple(map(split, arrays)))
+        results = jax.lax.map(lambda chunk: function(*chunk), jax.tree.map(split, rows))
         return jax.tree.map(join, results)
 
     return chunked
@@ -46,7 +44,8 @@ def bytes_of(make: Callable[[], Any]) -> int:
 
 
 def device_memory() -> int:
-    """Bytes of the first device's memory; of the machine's, where the device does not tell."""
-    stats = jax.devices()[0].memory_stats() or {}
+    """Bytes of this process's first device; of the machine, a share, if the device tells none."""
+    stats = jax.local_devices()[0].memory_stats() or {}
     known = stats.get("bytes_limit")
-    return known or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return known or machine // jax.local_device_count()

@@ -139,6 +139,9 @@ class ArchiveConfig:
     ranges evenly, for three and more measures."""
     cells: Annotated[int, Field(ge=1, le=10_000)] = 1000
     """Cells of a `cvt` archive."""
+    latents: Literal["float32", "bfloat16"] = "float32"
+    """Type in which latents are stored; `bfloat16` halves the memory of the archives. Latents are
+    rounded to it before they are scored."""
 
 
 @checked

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdgs_jax import archives, encoders, generators, search, typicality
+from qdgs_jax import archives, encoders, generators, search, sharding, typicality
 from qdgs_jax.archives import Archive, CVTArchive, GridArchive, cvt_centroids
-from qdgs_jax.chunks import bytes_of, device_memory
+from qdgs_jax.chunks import device_memory
 from qdgs_jax.config import Config, Interval, MeasureConfig, range_problem
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.errors import ConfigError
@@ -18,7 +18,6 @@ from qdgs_jax.generators import Generator
 from qdgs_jax.prompts import embed_prompts
 from qdgs_jax.scoring import ImageScore, make_score
 from qdgs_jax.search import Search
-from qdgs_jax.search_config import SearchConfig
 from qdgs_jax.typing import Key, Latents, Params
 
 
@@ -79,7 +78,6 @@ def load_problem(
     made = search.make_search(
         options, make_archive(config), score, score.with_jacobian(), init_memory=score.init_memory
     )
-    _require_memory(options, made, source)
     return Problem(config, source, encoder, params, score, made)
 
 
@@ -88,33 +86,45 @@ def make_archive(config: Config) -> Archive:
     lower, upper = zip(*(measure.ends for measure in config.measures), strict=True)
     if config.archive.kind == "cvt":
         points = cvt_centroids(config.archive.cells, lower, upper, seed=config.seed)
-        return CVTArchive(points, lower, upper)
-    return GridArchive(tuple(measure.cells for measure in config.measures), lower, upper)
+        archive: Archive = CVTArchive(points, lower, upper)
+    else:
+        archive = GridArchive(tuple(measure.cells for measure in config.measures), lower, upper)
+    return dataclasses.replace(archive, bfloat16=config.archive.latents == "bfloat16")
 
 
-def _require_memory(options: SearchConfig, made: Search, generator: Generator) -> None:
-    """Refuses a search whose archives, emitters and first latents no device could hold.
+def require_memory(problem: Problem) -> None:
+    """Refuses a search whose archives, emitters and first latents the ambient mesh cannot hold.
 
     Raises:
-        ConfigError: they take more than the memory of the device.
+        ConfigError: they take more than the memory of a device.
     """
-    D, dtype = generator.latent_size, np.dtype(np.float32)
+    made, options, D = problem.search, problem.config.search, problem.generator.latent_size
     archives_ = [made.archive, made.elitist] if made.annealed else [made.elitist]
 
-    def largest() -> Any:
-        latents = jnp.zeros((options.emitters, D), dtype)
-        return (
-            [archives.init(each, D, dtype) for each in archives_],
-            made.emitter.init(jax.random.key(0), latents),
-            jnp.zeros((max(options.initial_samples, options.emitters * options.batch_size), D)),
-        )
+    def state() -> Any:
+        latents = jnp.zeros((options.emitters, D))
+        emitter = made.emitter.init(jax.random.key(0), latents)
+        return [archives.init(each, D, latents.dtype) for each in archives_], emitter
 
-    needed, memory = bytes_of(largest), device_memory()
-    if needed > memory:
+    def share(leaf: Any, divided_axis: int | None) -> float:
+        whole = leaf.size * leaf.dtype.itemsize
+        if divided_axis is None or not leaf.ndim or leaf.shape[divided_axis] % devices:
+            return whole
+        return whole / devices
+
+    devices = sharding.devices()
+    contents, emitter = jax.eval_shape(state)
+    needed = max(options.initial_samples, options.emitters * options.batch_size) * D * 4.0
+    needed += sum(share(leaf, 0) for leaf in jax.tree.leaves(emitter))
+    for each in contents:
+        needed += share(each.latents, 1)
+        needed += sum(share(leaf, None) for leaf in jax.tree.leaves(each.replace(latents=None)))
+    if needed > device_memory():
         raise ConfigError(
-            f"The search needs {needed / 2**30:,.0f} GiB for {made.archive.size:,} cells and "
-            f"{options.emitters:,} emitters, but the device has {memory / 2**30:,.0f}: lower the "
-            "cells, search.emitters or search.initial_samples."
+            f"The search needs {needed / 2**30:,.0f} GiB on each device for "
+            f"{made.archive.size:,} cells and {options.emitters:,} emitters, but a device has "
+            f"{device_memory() / 2**30:,.0f}: lower the cells, search.emitters or "
+            "search.initial_samples, or use more devices."
         )
 
 

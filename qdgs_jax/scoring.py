@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from flax import struct
 
 from qdgs_jax import image_measures, typicality
-from qdgs_jax.chunks import in_chunks
 from qdgs_jax.config import Config
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.generators import Generator
 from qdgs_jax.jacobian import Memory, Score, Scores, with_jacobian
 from qdgs_jax.prompts import PromptPair
+from qdgs_jax.sharding import rowwise
 from qdgs_jax.typing import Array, Embeddings, Images, Key, Latents, Objective, Params
 
 REMEMBERED = 100
@@ -123,7 +123,10 @@ def remember(
     good = objective > 50  # it is 100 - 50 L
     chosen = jnp.argmax(jnp.where(good, jax.random.uniform(key, good.shape), -1.0))
     place = memory.count % REMEMBERED
-    added = SeenImages(memory.embeddings.at[place].set(embeddings[chosen]), memory.count + 1)
+    # A sum sends only the chosen one between devices; an index would send all of them.
+    is_chosen = (jnp.arange(len(good)) == chosen)[:, None]
+    embedding = jnp.where(is_chosen, embeddings, 0).sum(axis=0)
+    added = SeenImages(memory.embeddings.at[place].set(embedding), memory.count + 1)
     return jax.tree.map(lambda new, old: jnp.where(good.any(), new, old), added, memory)
 
 
@@ -146,7 +149,7 @@ class ImageScore:
     measures: int
     """M."""
     chunk_size: int
-    """Latents rendered and embedded at once."""
+    """Latents that a device renders and embeds at once."""
     init_memory: Callable[[Params], Memory]
     """params -> the memory of a first call."""
 
@@ -154,9 +157,10 @@ class ImageScore:
         self, params: Params, key: Key, latents: Latents, memory: Memory
     ) -> tuple[Scores, Memory]:
         keys = jax.random.split(key, len(latents))
-        scores, embeddings = in_chunks(
-            lambda keys, latents: self.score_rows(params, keys, latents, memory), self.chunk_size
-        )(keys, latents)
+        scores, embeddings = rowwise(
+            lambda shared, keys, latents: self.score_rows(shared[0], keys, latents, shared[1]),
+            self.chunk_size,
+        )((params, memory), keys, latents)
         if isinstance(memory, SeenImages):
             choice_key = jax.random.fold_in(key, len(latents))  # none of split(key, N)
             memory = remember(memory, choice_key, embeddings, scores.objective)

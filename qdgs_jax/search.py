@@ -30,6 +30,7 @@ from qdgs_jax.emitters.variation import Variation
 from qdgs_jax.errors import ConfigError
 from qdgs_jax.jacobian import Memory, Score, Scores
 from qdgs_jax.search_config import SearchConfig
+from qdgs_jax.sharding import by_columns, by_rows, replicated
 from qdgs_jax.typing import Array, Key, Latents, Params
 
 
@@ -205,7 +206,8 @@ def init(search: Search, params: Params, key: Key, latents: Latents) -> SearchSt
         )
     scoring_key, emitter_key, run_key = jax.random.split(key, 3)
     memory = search.init_memory(params)
-    scores, memory = _checked(search, search.score(params, scoring_key, latents, memory), latents)
+    latents = archives.storable(search.archive, latents)
+    scores, memory = _scored(search, search.score, params, scoring_key, latents, memory)
     objective = scores.objective
     worst_last = jnp.where(jnp.isnan(objective), -jnp.inf, objective)
     _, best = jax.lax.top_k(worst_last, search.emitter.emitters)
@@ -215,7 +217,7 @@ def init(search: Search, params: Params, key: Key, latents: Latents) -> SearchSt
         generation=jnp.zeros((), jnp.int32),
         elites=archives.init(search.elitist, size, dtype),
         annealed=archives.init(search.archive, size, dtype) if search.annealed else None,
-        emitter=search.emitter.init(emitter_key, latents[best]),
+        emitter=by_rows(search.emitter.init(emitter_key, by_rows(by_columns(latents)[best]))),
         memory=memory,
         non_finite=(~jnp.isfinite(objective)).sum(dtype=jnp.int32),
     )
@@ -229,20 +231,22 @@ def step(search: Search, params: Params, state: SearchState) -> SearchState:
     gradients, memory = None, state.memory
     if isinstance(search.emitter, GradientEmitter):
         points = search.emitter.points(state.emitter, state.emitter_archive, points_key)
+        points = archives.storable(search.archive, points)
         assert search.score_with_jacobian is not None
-        scored = search.score_with_jacobian(params, jacobian_key, points, memory)
-        scores, memory = _checked(search, scored, points)
+        scores, memory = _scored(
+            search, search.score_with_jacobian, params, jacobian_key, points, memory
+        )
         if scores.jacobian is None:
             raise ValueError("score_with_jacobian returns no Jacobian: see jacobian.with_jacobian")
         state, _ = add(search, state, points, scores)
         gradients = Gradients(points, scores.jacobian)
 
     emitter, asked = search.emitter.ask(state.emitter, state.emitter_archive, ask_key, gradients)
-    scored = search.score(params, score_key, asked.latents, memory)
-    scores, memory = _checked(search, scored, asked.latents)
-    state, insertion = add(search, state, asked.latents, scores)
+    latents = archives.storable(search.archive, asked.latents)
+    scores, memory = _scored(search, search.score, params, score_key, latents, memory)
+    state, insertion = add(search, state, latents, scores)
     emitter = search.emitter.tell(emitter, state.emitter_archive, tell_key, asked, insertion)
-    return state.replace(emitter=emitter, memory=memory, generation=state.generation + 1)
+    return state.replace(emitter=by_rows(emitter), memory=memory, generation=state.generation + 1)
 
 
 def add(
@@ -260,14 +264,16 @@ def add(
     return state.replace(elites=elites, annealed=annealed, non_finite=non_finite), insertion
 
 
-def _checked(
-    search: Search, scored: tuple[Scores, Memory], latents: Latents
+def _scored(
+    search: Search, score: Score, params: Params, key: Key, latents: Latents, memory: Memory
 ) -> tuple[Scores, Memory]:
-    """The results of a score, if they fit latents [N, D] and the archive's M measures.
+    """The results of `score` for latents [N, D], each device's own; all devices get all scores.
 
     Raises:
-        ValueError: they do not fit; without this check, the archive would fail less clearly.
+        ValueError: they do not fit the latents and the archive's M measures; without this check,
+            the archive would fail less clearly.
     """
+    scored = score(params, key, by_rows(latents), memory)
     if not (isinstance(scored, tuple) and len(scored) == 2 and isinstance(scored[0], Scores)):
         raise ValueError("a score returns (Scores, memory), with () for no memory")
     (N, D), M = latents.shape, len(search.archive.lower)
@@ -279,7 +285,9 @@ def _checked(
                 f"the score's {name} has the shape {jnp.shape(values)}, but {N} latents of "
                 f"{D} numbers and an archive of {M} measures need {shape}"
             )
-    return scored
+    (scores, memory) = scored
+    objective, measures, memory = replicated((scores.objective, scores.measures, memory))
+    return Scores(objective, measures, by_rows(scores.jacobian)), memory
 
 
 def run(

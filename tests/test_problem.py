@@ -112,6 +112,8 @@ def test_a_search_larger_than_any_memory_is_refused(toy_config: Config) -> None:
     )
     many = dataclasses.replace(toy_config.search, emitters=100_000, initial_samples=1_000_000)
     huge = Generator("huge", 100_000, 4, lambda key, n: jnp.zeros((n, 1)), lambda p, z: z)
-    made = load_problem(dataclasses.replace(toy_config, measures=measures)).search
-    with pytest.raises(ConfigError, match=r"needs [\d,]+ GiB for 100,000,000 cells and 100,0"):
-        problem._require_memory(many, made, huge)
+    found = load_problem(dataclasses.replace(toy_config, measures=measures))
+    config = dataclasses.replace(found.config, search=many)
+    found = dataclasses.replace(found, config=config, generator=huge)
+    with pytest.raises(ConfigError, match=r"needs [\d,]+ GiB on each device for 100,000,000 cells"):
+        problem.require_memory(found)

@@ -23,6 +23,7 @@ from flax import struct
 
 from qdgs_jax.emitters import select
 from qdgs_jax.emitters.normals import standard_normal
+from qdgs_jax.sharding import rowwise
 from qdgs_jax.typing import Array, Key
 
 Factors = Literal["eigen", "cholesky"]
@@ -158,10 +159,13 @@ class CMAES:
     def decompose(self, state: CMAESState) -> CMAESState:
         """Renews the factors of C for which enough evaluations have passed.
 
-        0.5 n B / ((c1 + cmu) n^2) of them, for half the batch as parents. All emitters share one
-        condition, because under `vmap` skipping would become a select. If restarts have put them
-        out of step, only a quarter or a half of them is decomposed.
+        0.5 n B / ((c1 + cmu) n^2) of them, for half the batch as parents. All emitters of a device
+        share one condition, because under `vmap` skipping would become a select. If restarts have
+        put them out of step, only a quarter or a half of them is decomposed.
         """
+        return rowwise(lambda _, state: self._decompose(state))((), state)
+
+    def _decompose(self, state: CMAESState) -> CMAESState:
         (E, n), parents = state.mean.shape, self.batch_size // 2
         raw = [math.log(parents + 0.5) - math.log(i) for i in range(1, parents + 1)]
         c1, cmu = _learning_rates(n, sum(raw) ** 2 / sum(w**2 for w in raw))

@@ -11,6 +11,7 @@ from flax import struct
 from qdgs_jax.archives import ArchiveState, Insertion
 from qdgs_jax.emitters import Gradients, State, Strategy, select
 from qdgs_jax.emitters.rules import Rules, RulesState, restart_ended
+from qdgs_jax.sharding import rowwise
 from qdgs_jax.typing import Array, Key, Latents
 
 
@@ -91,8 +92,8 @@ class EvolutionStrategy:
     ) -> tuple[EvolutionStrategyState, Array]:
         """The updated state, and which emitters have ended, [E] bool."""
         rules, ranking = self.rules.rank(state.rules, insertion)
-        strategy = self.strategy.tell(
-            state.strategy, asked.solutions, ranking.order, ranking.parents
+        strategy = rowwise(lambda _, *rows: self.strategy.tell(*rows))(
+            (), state.strategy, asked.solutions, ranking.order, ranking.parents
         )
         ended = ranking.ended | self.strategy.should_stop(strategy)
         return EvolutionStrategyState(strategy=strategy, rules=rules), ended

@@ -16,6 +16,7 @@ from qdgs_jax.archives import ArchiveState, Insertion
 from qdgs_jax.emitters import Gradients, select
 from qdgs_jax.emitters.cma_es import CMAES, CMAESState, recombination_weights
 from qdgs_jax.emitters.rules import Rules, RulesState, restart_ended
+from qdgs_jax.sharding import rowwise
 from qdgs_jax.typing import Array, Key, Latents
 
 Optimizer = Literal["adam", "ascent"]
@@ -133,8 +134,8 @@ class GradientArborescence:
     ) -> tuple[ArborescenceState, Array]:
         """The updated state, and which emitters have ended, [E] bool."""
         rules, ranking = self.rules.rank(state.rules, insertion)
-        strategy = self.strategy.tell(
-            state.strategy, asked.coefficients, ranking.order, ranking.parents
+        strategy = rowwise(lambda _, *rows: self.strategy.tell(*rows))(
+            (), state.strategy, asked.coefficients, ranking.order, ranking.parents
         )
         latents = asked.latents.reshape(self.emitters, self.batch_size, -1)
         weights = recombination_weights(ranking.order, ranking.parents, latents.dtype)

@@ -54,7 +54,8 @@ class GradientOperator:
         """x + |c_0| grad f + sum_j c_j grad m_j with unit gradients and c ~ N(0, sigma^2 I)."""
         assert gradients is not None
         points, rows = gradients.jacobian.shape[:2]
-        coefficients = self.sigma * jax.random.normal(key, (points, 1, rows), archive.latents.dtype)
+        dtype = gradients.points.dtype
+        coefficients = self.sigma * jax.random.normal(key, (points, 1, rows), dtype)
         coefficients = coefficients.at[..., 0].set(jnp.abs(coefficients[..., 0]))
         return state, branch(coefficients, gradients)
 

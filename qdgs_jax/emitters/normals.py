@@ -11,15 +11,27 @@ import math
 import jax
 import jax.numpy as jnp
 
+from qdgs_jax.sharding import replicated
 from qdgs_jax.typing import Array, Key
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
 def standard_normal(key: Key, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-    """Independent draws from N(0, 1); in float32 by `_draws`, else by `jax.random.normal`."""
+    """Independent draws from N(0, 1); in float32 on a CPU by `_draws`, else by `jax.random.normal`.
+
+    Each of several CPU devices makes all draws, as `_draws` is not divided over them.
+    """
     if dtype != jnp.float32:
         return jax.random.normal(key, shape, dtype)
+    return jax.lax.platform_dependent(
+        key,
+        cpu=lambda key: replicated(_on_cpu(key, shape)),
+        default=lambda key: jax.random.normal(key, shape, dtype),
+    )
+
+
+def _on_cpu(key: Key, shape: tuple[int, ...]) -> Array:
     first, second = jax.random.bits(key, (2,), jnp.uint32)  # for keys of any kind
     # `cond` is a fusion barrier: without it XLA fuses the draws into their consumer, unvectorised,
     # ten times slower.
