@@ -36,9 +36,9 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 MOMENTS = ("start-up", "any moment", "a file")
 FILES = {
     "sample": (
-        "config.toml", "provenance.json", "metrics.csv", "checkpoints", "checkpoints/4.npz",
-        "checkpoints/.4.npz.partial", "checkpoints/12.npz", "archive.safetensors", "archive.csv",
-        ".summary.json.partial", "summary.json", "heatmap.png", "elites.png",
+        "config.toml", "provenance.json", "metrics.csv", "checkpoints", "checkpoints/4",
+        "checkpoints/4.orbax-checkpoint-tmp", "checkpoints/12", "archive.safetensors",
+        "archive.csv", ".summary.json.partial", "summary.json", "heatmap.png", "elites.png",
     ),
     "export": (
         "manifest.json.part", "square", "triangle", "balance.json", ".metadata.jsonl.partial",

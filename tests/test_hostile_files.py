@@ -190,6 +190,22 @@ def test_runs_that_are_resumed(attack: Callable, run: Path, name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["manifest.ocdbt", "d/*", "ocdbt.process_0/d/*", "_METADATA"])
+def test_checkpoints_that_are_resumed(attack: Callable, run: Path, name: str) -> None:
+    config = load_run(run).config
+    (run / "archive.safetensors").unlink()
+    newest = run / "checkpoints/8"
+    largest = max(newest.glob(name), key=lambda path: path.stat().st_size)
+    least = 0 if name == "_METADATA" else 5  # no reader needs it
+    attack(
+        run,
+        str(largest.relative_to(run)),
+        lambda folder: runs.sample(config, folder, resume=True),
+        least=least,
+    )
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["manifest.json", "balance.json", "metadata.jsonl", "README.md"])
 def test_datasets_that_are_continued(attack: Callable, run: Path, name: str) -> None:
     dataset.export(run, run / "dataset", count=4)

@@ -1,31 +1,91 @@
-"""Checkpoints of a search: checkpoints/GENERATION.npz, where each array has a checksum (CRC-32).
+"""Checkpoints of a search: folders checkpoints/GENERATION, which Orbax writes and reads.
 
-A damaged one is noticed, whatever is wrong with it, and the one before it serves instead.
+A checkpoint of any mesh and number of processes is restored on any other. All processes call the
+functions here, with a folder that all can reach. A fingerprint of each array, saved with them,
+shows any damage; the checkpoint before a damaged one then serves instead.
+
+    with saving(folder) as save:
+        ...
+        save(state)  # written while the search continues
 """
 
+import contextlib
 import errno
-import math
+import os
 import re
-import struct
+import shutil
 import warnings
-import zipfile
-import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 
 from qdgs_jax import files
 from qdgs_jax.errors import CheckpointError
+from qdgs_jax.runs import orbax_files
+from qdgs_jax.runs.fingerprints import common_sharding, fingerprints
+from qdgs_jax.runs.orbax_files import Writer
 from qdgs_jax.search import SearchState
 from qdgs_jax.typing import Array
 
 KEPT = 2
-_DAMAGE = (
-    ValueError, KeyError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile,
-)  # fmt: skip
+_FINGERPRINTS = "fingerprints"
+_MOST = 100  # checkpoints that are considered
+_DAMAGE = {errno.EINVAL, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
+"""Errors of the system that files cause which are missing or something else."""
+
+
+@contextlib.contextmanager
+def saving(folder: Path) -> Iterator[Callable[[SearchState], None]]:
+    """Yields `save(state)`, which returns as soon as the state may be donated.
+
+    The files are written meanwhile; the next call and the end of the context wait for them. Once
+    a checkpoint is complete, all but the `KEPT` newest are removed.
+
+    Raises:
+        OSError: a checkpoint could not be written; those before it are still there. From the call
+            itself, the next one, or the end; an exception within the context comes first.
+    """
+    writer = Writer()
+
+    def finish() -> None:
+        try:
+            path = writer.finish()
+        except OSError:
+            _remove_leftovers(folder)
+            raise
+        if path and jax.process_index() == 0:
+            for at, _, _ in os.walk(path):
+                files.sync_folder(Path(at))
+            files.sync_folder(folder)
+            for generation in generations(folder)[:-KEPT]:
+                shutil.rmtree(folder / str(generation))
+
+    def save(state: SearchState) -> None:
+        finish()
+        folder.mkdir(exist_ok=True)
+        path = folder / str(int(state.generation))
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        arrays = _arrays(state)
+        arrays[_FINGERPRINTS] = fingerprints(arrays)
+        _remove_leftovers(folder)
+        writer.start(path, arrays)
+
+    try:
+        yield save
+    except BaseException:
+        with contextlib.suppress(OSError):
+            finish()
+        raise
+    else:
+        finish()
+    finally:
+        writer.close()
 
 
 def save(folder: Path, state: SearchState) -> None:
@@ -34,12 +94,8 @@ def save(folder: Path, state: SearchState) -> None:
     Raises:
         OSError: it cannot be written; those before it are still there.
     """
-    folder.mkdir(exist_ok=True)
-    with files.replacing(folder / f"{int(state.generation)}.npz") as file:
-        arrays: dict[str, Any] = {name: _plain(leaf) for name, leaf in _named_leaves(state)}
-        np.savez(file, **arrays)
-    for generation in generations(folder)[:-KEPT]:
-        (folder / f"{generation}.npz").unlink()
+    with saving(folder) as save_async:
+        save_async(state)
 
 
 def generations(folder: Path) -> list[int]:
@@ -47,47 +103,41 @@ def generations(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []
     return sorted(
-        int(path.stem)
+        int(path.name)
         for path in folder.iterdir()
-        if re.fullmatch(r"(0|[1-9][0-9]{0,9})\.npz", path.name)
-        and path.is_file()
-        and not path.is_symlink()
+        if re.fullmatch(r"0|[1-9][0-9]{0,9}", path.name) and path.is_dir() and not path.is_symlink()
     )
 
 
 def restore(folder: Path, like: SearchState) -> SearchState | None:
     """The newest state that can be read; None where there are no checkpoints.
 
-    Damaged ones are set aside as GENERATION.npz.damaged, with a warning.
+    Damaged ones are set aside as GENERATION.damaged, with a warning.
 
     Args:
-        like: a state of the same shapes and types, on the devices to use.
+        like: a state of the same shapes and types, whose shardings the restored one gets; its
+            leaves may be `jax.ShapeDtypeStruct`.
 
     Raises:
         CheckpointError: there are checkpoints, but none can be read.
         OSError: the system refuses to read.
     """
-    found = generations(folder)
     reasons: dict[Path, str] = {}
-    for generation in reversed(found):
-        path = folder / f"{generation}.npz"
-        try:
-            state = _read(path, like, generation)
-        except _DAMAGE as error:
-            reasons[path] = str(error)
-        except OSError as error:  # from a position in the file that is none
-            if error.errno != errno.EINVAL:
-                raise
-            reasons[path] = str(error)
-        else:
+    for generation in _newest_of_process_0(generations(folder)):
+        path = folder / str(generation)
+        state, reason = _read(path, like, generation)
+        if state is None:
+            reasons[path] = reason
+            continue
+        if jax.process_index() == 0:
             for damaged, reason in reasons.items():
-                damaged.rename(damaged.with_name(f"{damaged.name}.damaged"))
+                _set_aside(damaged)
                 warnings.warn(
                     f"The checkpoint {damaged} is damaged ({reason}): the search continues from "
                     f"generation {generation}.",
                     stacklevel=2,
                 )
-            return state
+        return state
     if not reasons:
         return None
     raise CheckpointError(
@@ -96,42 +146,97 @@ def restore(folder: Path, like: SearchState) -> SearchState | None:
     )
 
 
-def _read(path: Path, like: SearchState, generation: int) -> SearchState:
-    """A state of the shapes and types of `like`; ValueError and others of _DAMAGE if it is none."""
-    leaves = dict(_named_leaves(like))
-    arrays = {name: _plain(leaf) for name, leaf in leaves.items()}
-    size = sum(array.nbytes + 1000 for array in arrays.values())
-    if path.stat().st_size > size + 1000:
-        raise ValueError(f"more than the {size} bytes of such a search")
-    with zipfile.ZipFile(path) as archive:
-        read = {name: _read_array(archive, name, array) for name, array in arrays.items()}
-    restored = [
-        jax.device_put(
-            jax.random.wrap_key_data(jnp.asarray(read[name]), impl=jax.random.key_impl(leaf))
-            if _is_key(leaf)
-            else read[name],
-            leaf.sharding,
-        )
-        for name, leaf in leaves.items()
-    ]
-    state = jax.tree.unflatten(jax.tree.structure(like), restored)
+def _set_aside(path: Path) -> None:
+    aside = path.with_name(f"{path.name}.damaged")
+    if aside.is_dir() and not aside.is_symlink():
+        shutil.rmtree(aside)
+    else:
+        aside.unlink(missing_ok=True)
+    path.rename(aside)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes what writers left that failed or were killed."""
+    if jax.process_index() == 0:
+        for name in os.listdir(folder) if folder.is_dir() else ():
+            if orbax_files.is_leftover(name) and not (folder / name).is_symlink():
+                shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _read(path: Path, like: SearchState, generation: int) -> tuple[SearchState | None, str]:
+    """A state as `like`, or None and the reason; the same on all processes.
+
+    Raises:
+        OSError: the system refuses to read.
+    """
+    wanted = {name: _described(leaf) for name, leaf in _arrays(like).items()}
+    everywhere = common_sharding(wanted)
+    wanted[_FINGERPRINTS] = jax.ShapeDtypeStruct((len(wanted),), np.uint32, sharding=everywhere)
+    arrays, reason, refused = {}, "", None
+    try:
+        arrays = orbax_files.read(path, wanted)
+    except jax.errors.JaxRuntimeError:
+        raise  # out of memory
+    except orbax_files.DAMAGE as error:
+        reason = str(error).partition(" [tensorstore_spec")[0][:300] or type(error).__name__
+    except OSError as error:
+        reason = error.strerror or str(error)
+        refused = None if error.errno in _DAMAGE else error
+    outcomes = _of_all([bool(reason), refused is not None])
+    if outcomes[:, 1].any():
+        raise refused or OSError(errno.EIO, "another process cannot read it", str(path))
+    if outcomes[:, 0].any():
+        return None, reason or "another process cannot read its part"
+    saved = np.asarray(arrays.pop(_FINGERPRINTS))
+    for name, was, now in zip(sorted(arrays), saved, np.asarray(fingerprints(arrays)), strict=True):
+        if was != now:
+            return None, f"'{name}' has changed since it was saved"
+    state = _state(arrays, like)
     if int(state.generation) != generation:
-        raise ValueError(f"it is of generation {int(state.generation)}")
-    return state
+        return None, f"it is of generation {int(state.generation)}"
+    return state, ""
 
 
-def _read_array(archive: zipfile.ZipFile, name: str, like: Array) -> np.ndarray:
-    """One array; nothing is allocated before its header is known to be that of `like`."""
-    with archive.open(f"{name}.npy") as file:
-        if np.lib.format.read_magic(file) != (1, 0):
-            raise ValueError(f"'{name}' has another format")
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        if shape != like.shape or dtype != like.dtype:
-            raise ValueError(
-                f"'{name}' is {dtype}{list(shape)}, not {like.dtype}{list(like.shape)}"
-            )
-        content = file.read(like.nbytes) + file.read(1)  # the end is where the checksum is compared
-    return np.frombuffer(content, dtype, math.prod(shape)).reshape(shape)
+def _of_all(flags: list[bool]) -> np.ndarray:
+    """Flags of all processes [P, F]."""
+    if jax.process_count() == 1:
+        return np.array([flags])
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(np.array(flags)))
+
+
+def _newest_of_process_0(found: list[int]) -> list[int]:
+    """The generations that process 0 found, the newest first; no more than a folder may have."""
+    newest = found[::-1][:_MOST]
+    if jax.process_count() == 1:
+        return newest
+    from jax.experimental import multihost_utils
+
+    padded = np.array(newest + [-1] * (_MOST - len(newest)), np.int64)
+    agreed = multihost_utils.broadcast_one_to_all(padded.astype(np.int32))
+    return [int(generation) for generation in agreed if generation >= 0]
+
+
+def _arrays(state: SearchState) -> dict[str, Array]:
+    """All arrays by name, keys as numbers; without empty ones, which Orbax does not write."""
+    return {name: _plain(leaf) for name, leaf in _named_leaves(state) if leaf.size}
+
+
+def _state(arrays: dict[str, Array], like: SearchState) -> SearchState:
+    """The state whose arrays these are."""
+
+    def leaf_of(name: str, leaf: Array) -> Array:
+        if not leaf.size:
+            return jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+        if not _is_key(leaf):
+            return arrays[name]
+        return jax.device_put(
+            jax.random.wrap_key_data(arrays[name], impl=_key_impl(leaf)), leaf.sharding
+        )
+
+    leaves = [leaf_of(name, leaf) for name, leaf in _named_leaves(like)]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def _named_leaves(state: SearchState) -> list[tuple[str, Array]]:
@@ -140,9 +245,26 @@ def _named_leaves(state: SearchState) -> list[tuple[str, Array]]:
 
 
 def _plain(leaf: Array) -> Array:
-    """Numbers instead of a typed key."""
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    """Numbers instead of a typed key; of a description, the numbers' description."""
+    if not _is_key(leaf):
+        return leaf
+    if isinstance(leaf, jax.Array):
+        return jax.random.key_data(leaf)
+    numbers = jax.eval_shape(jax.random.key_data, leaf)
+    return jax.ShapeDtypeStruct(numbers.shape, numbers.dtype, sharding=leaf.sharding)
+
+
+def _described(leaf: Array) -> jax.ShapeDtypeStruct:
+    """Shape, type and sharding; without one, that of the first device."""
+    sharding = leaf.sharding or SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _is_key(leaf: Array) -> bool:
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _key_impl(leaf: Array) -> Any:
+    found: list[Any] = []
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), leaf)
+    return found[0]
