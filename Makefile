@@ -26,7 +26,7 @@ test: $(VENV)/installed-test  ## install, run all tests but the slow ones
 	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 .PHONY: slow
-slow: $(VENV)/installed-test  ## run the tests that take long
+slow: $(VENV)/installed-slow  ## run the tests that take long
 	$(BIN)/python -m pytest -q -n auto --dist worksteal -m slow
 
 .PHONY: check
@@ -35,7 +35,7 @@ check: $(VENV)/installed-test  ## lint, formatting, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-LOCK := $(BIN)/uv pip compile --quiet --upgrade --extra test --python-version 3.11 \
+LOCK := $(BIN)/uv pip compile --quiet --upgrade --extra test --extra tpu-compile --python-version 3.11 \
   --no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml
 
 .PHONY: lock
@@ -58,3 +58,7 @@ $(VENV)/installed: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 $(VENV)/installed-test: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	$(INSTALL) --editable '.[test]'
 	touch $@ $(VENV)/installed
+
+$(VENV)/installed-slow: $(VENV)/installed-test
+	$(INSTALL) --editable '.[test,tpu-compile]'
+	touch $@
