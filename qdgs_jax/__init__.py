@@ -15,7 +15,9 @@ The modules are the stages, in this order; each is useful alone:
     config          the options of a run
     folders         claiming, locking and resuming folders of results
     provenance      models, device, versions
+    processes       several processes: what one does for all, and how they agree
     chunks          batches in chunks, which bound the memory
+    sharding        batches and archives over the devices of a mesh
     keys            random keys: a stream for each purpose, a key for each sample
     models          ports of generators and encoders, and safe readers of their checkpoints
     generators      key -> latents;  latents -> images
@@ -29,6 +31,8 @@ The modules are the stages, in this order; each is useful alone:
     emitters        proposals of the next latents
     search          init, step, run: the whole loop as pure functions
     problem         a config with its models loaded and its prompts embedded
+    collectives     what devices exchange in a compiled program
+    compilation     a config's programs for chips that are not there: whether they fit
     runs            a run's folder: metrics, checkpoints, pictures
     datasets        a run's elites -> a balanced dataset on disk, and class folders read back
     training        images and labels -> a trained classifier

@@ -1,12 +1,17 @@
 """The command `qdgs`: each subcommand calls one public function."""
 
+import contextlib
+import dataclasses
 import functools
 import importlib.metadata
+import os
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import platformdirs
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
@@ -17,15 +22,56 @@ from qdgs_jax.config import (
     ObjectiveConfig,
     load_config,
 )
-from qdgs_jax.errors import ConfigError, QDGSError
+from qdgs_jax.errors import ConfigError, LostProcessError, QDGSError
 from qdgs_jax.experiments.repair.config import RepairConfig
 from qdgs_jax.named_config import named_config
 from qdgs_jax.terminal import discard, open_standard_files, progress, say, show_warning, tell
 from qdgs_jax.training.config import TrainConfig
 
+CACHE_BYTES = 4 * 2**30
+"""Of compiled programs that are kept."""
+
 Overrides = Annotated[Config, arg(name="")]
 TrainOverrides = Annotated[TrainConfig, arg(name="")]
 RepairOverrides = Annotated[RepairConfig, arg(name="")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """Where a command computes."""
+
+    devices: int | None = None
+    """Devices of each process to use; all if not given."""
+    distributed: bool = False
+    """Run as one of several processes, all started with this command. SLURM, Open MPI, Kubernetes
+    and Cloud TPU tell each of them which it is; elsewhere the next three do."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, the same for all processes."""
+    processes: int | None = None
+    """Number of processes."""
+    process: int | None = None
+    """Which of them this is, from 0."""
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[bool]:
+        """Joins the other processes and sets the mesh of devices; yields whether this process is
+        the one that reports."""
+        named = (self.coordinator, self.processes, self.process)
+        if not self.distributed and named != (None, None, None):
+            raise ConfigError("--coordinator, --processes and --process need --distributed too.")
+        import jax  # slow
+
+        from qdgs_jax import processes, sharding
+
+        if self.distributed:
+            processes.start(*named)
+        with contextlib.ExitStack() as stack:
+            if self.devices is not None:
+                stack.enter_context(jax.set_mesh(sharding.limited_mesh(self.devices)))
+            yield processes.is_first()
+
+
+Computing = Annotated[Devices, arg(name="")]
 
 # What `--help` shows as defaults when no config is named.
 _ANY_CONFIG = Config(
@@ -37,7 +83,18 @@ _ANY_CONFIG = Config(
 def main() -> None:
     """Runs the command line: status 0, 2 for a mistake in the command, 1 for a failure."""
     open_standard_files()
+    keep_programs()
     sys.exit(run_command(sys.argv[1:]))
+
+
+def keep_programs() -> None:
+    """Keeps compiled programs in the user's cache folder, unless JAX is told another."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = platformdirs.user_cache_path("qdgs_jax") / "programs"
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+            os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(CACHE_BYTES)
 
 
 def run_command(arguments: list[str]) -> int:
@@ -49,7 +106,7 @@ def run_command(arguments: list[str]) -> int:
     if arguments[:1] == ["experiment"]:  # its name is part of the command
         arguments = [" ".join(arguments[:2]), *arguments[2:]]
     try:
-        config = named_config(arguments, Config, "sample", "baseline") or _ANY_CONFIG
+        config = named_config(arguments, Config, "sample", "baseline", "compile") or _ANY_CONFIG
         tyro.extras.subcommand_cli_from_dict(
             {
                 "sample": functools.partial(sample, overrides=config),
@@ -63,6 +120,7 @@ def run_command(arguments: list[str]) -> int:
                     overrides=named_config(arguments, RepairConfig, "experiment repair")
                     or RepairConfig(),
                 ),
+                "compile": functools.partial(compile_search, overrides=config),
                 "convert": convert,
                 "pretrain": pretrain,
             },
@@ -74,6 +132,9 @@ def run_command(arguments: list[str]) -> int:
         )
     except QDGSError as error:
         say(str(error))
+        if isinstance(error, LostProcessError):  # at the end JAX would wait for it
+            sys.stdout.flush()
+            os._exit(1)
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt as interrupt:
         again = getattr(interrupt, "__notes__", ["run the same command again"])[-1]
@@ -101,6 +162,7 @@ def sample(
     resume: bool = False,
     acknowledge_notice: bool = False,
     allow_code: bool = False,
+    computing: Computing = Devices(),
 ) -> None:
     """Search a generator's latents and write a run folder.
 
@@ -114,19 +176,23 @@ def sample(
     """
     _require_read(config, overrides)
     _require_acknowledged(overrides, acknowledge_notice)
-    from qdgs_jax.runs import sampling as runs  # jax is slow to import
+    from qdgs_jax import sharding  # jax is slow to import
+    from qdgs_jax.runs import sampling as runs
 
     folder = out or Path("runs") / config.stem
-    with progress(overrides.search.generations) as report:
+    generations = overrides.search.generations
+    with computing.used() as reports, progress(generations, sharding.devices) as report:
         summary = runs.sample(
             overrides, folder, resume=resume, report=report, allow_code=allow_code
         )
-    tell(
-        {"run": str(folder), **summary},
-        "{elites} elites, coverage {coverage:.1%}, QD score {qd_score:.0f}, best objective "
-        "{best_objective:.2f}; {evaluations} evaluations in {seconds_run:.0f} s. Next: "
-        "qdgs export {run} DATASET",
-    )
+    if reports:
+        tell(
+            {"run": str(folder), **summary},
+            "{elites} elites, coverage {coverage:.1%}, QD score {qd_score:.0f}, best objective "
+            "{best_objective:.2f}; {evaluations} evaluations in {seconds_run:.0f} s on {devices} "
+            "device(s). Next: "
+            "qdgs export {run} DATASET",
+        )
 
 
 def export(
@@ -138,6 +204,7 @@ def export(
     seed: int = 0,
     no_repeat: bool = False,
     test_share: float | None = None,
+    computing: Computing = Devices(),
 ) -> None:
     """Render a balanced dataset from the elites of a run.
 
@@ -153,16 +220,18 @@ def export(
     """
     from qdgs_jax.datasets import export as dataset
 
-    balance = dataset.export(
-        run,
-        out,
-        count=count,
-        min_objective=min_objective,
-        seed=seed,
-        no_repeat=no_repeat,
-        test_share=test_share,
-    )
-    tell({"dataset": str(out), **balance.as_dict()}, str(balance))
+    with computing.used() as reports:
+        balance = dataset.export(
+            run,
+            out,
+            count=count,
+            min_objective=min_objective,
+            seed=seed,
+            no_repeat=no_repeat,
+            test_share=test_share,
+        )
+    if reports:
+        tell({"dataset": str(out), **balance.as_dict()}, str(balance))
 
 
 def baseline(
@@ -174,6 +243,7 @@ def baseline(
     nearest_bin: bool = False,
     acknowledge_notice: bool = False,
     allow_code: bool = False,
+    computing: Computing = Devices(),
 ) -> None:
     """Render plain random samples in the layout of `qdgs export`, for comparison.
 
@@ -189,15 +259,51 @@ def baseline(
     _require_acknowledged(overrides, acknowledge_notice)
     from qdgs_jax.datasets import export as dataset
 
-    balance = dataset.baseline(
-        overrides,
-        out,
-        count=overrides.export.count if count is None else count,
-        seed=overrides.seed,
-        nearest_bin=nearest_bin,
-        allow_code=allow_code,
+    with computing.used() as reports:
+        balance = dataset.baseline(
+            overrides,
+            out,
+            count=overrides.export.count if count is None else count,
+            seed=overrides.seed,
+            nearest_bin=nearest_bin,
+            allow_code=allow_code,
+        )
+    if reports:
+        tell({"dataset": str(out), **balance.as_dict()}, str(balance))
+
+
+def compile_search(
+    config: Positional[Path],
+    *,
+    overrides: Overrides,
+    topology: str,
+    emitters: int | None = None,
+    batch_size: int | None = None,
+    allow_code: bool = False,
+) -> None:
+    """Compile a search for chips that are not there, and say whether it fits into their memory.
+
+    Args:
+        config: TOML file; each of its values can be overridden by an option.
+        topology: chip and layout, such as v5e:4x4 or h100:8; a wrong name lists those known.
+        emitters: in place of search.emitters.
+        batch_size: in place of search.batch_size.
+        allow_code: import measures that are functions of other packages or of the working folder.
+    """
+    _require_read(config, overrides)
+    from qdgs_jax.compilation.programs import compile_for
+
+    search = dataclasses.replace(
+        overrides.search,
+        emitters=overrides.search.emitters if emitters is None else emitters,
+        batch_size=overrides.search.batch_size if batch_size is None else batch_size,
     )
-    tell({"dataset": str(out), **balance.as_dict()}, str(balance))
+    report = compile_for(
+        dataclasses.replace(overrides, search=search), topology, allow_code=allow_code
+    )
+    tell({"config": str(config), **report.as_dict()}, str(report))
+    if not report.fits:
+        raise QDGSError(report.problem())
 
 
 def train(

@@ -16,6 +16,10 @@ class CheckpointError(QDGSError):
     """A file of weights is unreadable, unsafe or of the wrong kind."""
 
 
+class LostProcessError(QDGSError):
+    """Another process of this command has ended, so that waiting for it would never end."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The known name that resembles `name` most, as a parenthesis to append; empty if none does."""
     if len(name) > 100:  # the comparison takes the square of its length

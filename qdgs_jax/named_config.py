@@ -49,7 +49,7 @@ _KINDS: dict[Any, tuple[str, Callable[[Path], Any]]] = {
 # Options that take no value; every other option takes the arguments after it.
 _FLAGS = {
     "resume", "acknowledge-notice", "allow-code", "nearest-bin", "h", "help", "random-crops",
-    "rematerialise",
+    "rematerialise", "distributed",
 }  # fmt: skip
 
 

@@ -39,9 +39,9 @@ def describe(generator: Model, encoder: Model | None, config: Config) -> dict[st
 
 
 def environment(packages: Sequence[str] = COMPUTATION) -> dict[str, Any]:
-    """The device, and the versions of `packages`, which may include "python"."""
+    """The kind of device, and the versions of `packages`, which may include "python"."""
     return {
-        "device": f"{jax.devices()[0].device_kind} x {jax.device_count()}",
+        "device": jax.devices()[0].device_kind,
         "versions": {package: version(package) for package in packages},
     }
 

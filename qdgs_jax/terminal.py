@@ -27,8 +27,14 @@ def open_standard_files() -> None:
 
 
 @contextlib.contextmanager
-def progress(generations: int) -> Iterator[Callable[[dict[str, float]], None] | None]:
-    """A progress bar on a terminal; silence elsewhere (metrics.csv has it all)."""
+def progress(
+    generations: int, devices: Callable[[], int]
+) -> Iterator[Callable[[dict[str, float]], None] | None]:
+    """A progress bar on a terminal; silence elsewhere (metrics.csv has it all).
+
+    Args:
+        devices: their number, while the search runs.
+    """
     if not sys.stderr.isatty():
         yield None
         return
@@ -43,8 +49,9 @@ def progress(generations: int) -> Iterator[Callable[[dict[str, float]], None] | 
             before = row
             if bar.n == 0:
                 bar.initial = bar.n = int(row["generation"])  # a resumed run starts further on
+            each = f" ({speed / devices():.0f} a device)" if devices() > 1 else ""
             bar.set_postfix_str(
-                f"{speed:.0f} eval/s, QD score {row['qd_score']:.0f}, "
+                f"{speed:.0f} eval/s{each}, QD score {row['qd_score']:.0f}, "
                 f"coverage {row['coverage']:.1%}",
                 refresh=False,
             )

@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # here and in processes that tests start
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -18,8 +20,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture(scope="session", autouse=True)
 def programs_on_disk(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keeps what is compiled, for tests that compile the same again."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
+    """Keeps what is compiled, for tests that compile the same again, here or in processes that they
+    start; never in the user's cache folder."""
+    folder = str(tmp_path_factory.mktemp("programs"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 

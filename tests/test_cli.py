@@ -95,7 +95,7 @@ def test_killed_run_resumes_bit_for_bit(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "qdgs_jax", "sample", CONFIG, "--out", str(out), *SMALL]
     with subprocess.Popen(command) as process:
-        while not (out / "checkpoints/2.npz").is_file() and process.poll() is None:
+        while not (out / "checkpoints/2").is_dir() and process.poll() is None:
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
@@ -341,6 +341,23 @@ def test_every_option_without_a_value_is_known() -> None:
                 found |= flags(part) if dataclasses.is_dataclass(part) else set()
         return found
 
-    commands = (cli.sample, cli.baseline, cli.train, cli.repair_experiment)
+    commands = (
+        cli.sample, cli.export, cli.baseline, cli.compile_search, cli.train, cli.repair_experiment,
+    )  # fmt: skip
     kinds = (*commands, Config, RepairConfig, TrainConfig)
-    assert set().union(*map(flags, kinds)) | {"h", "help"} == named_config._FLAGS
+    assert set().union(*map(flags, kinds)) | {"h", "help"} == named_config._FLAGS | {"no-repeat"}
+
+
+def test_compiled_programs_are_kept_in_the_cache_folder_of_the_user(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cli.platformdirs, "user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_MAX_SIZE", raising=False)
+    cli.keep_programs()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "elsewhere"
+    assert "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    cli.keep_programs()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "qdgs_jax" / "programs")
+    assert (tmp_path / "qdgs_jax" / "programs").is_dir()

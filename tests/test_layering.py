@@ -8,11 +8,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "qdgs_jax"
 ORDER = [
-    "typing", "errors", "files", "schema", "search_config", "config", "folders", "provenance",
-    "chunks", "keys", "models", "generators", "encoders", "prompts", "image_measures", "typicality",
-    "jacobian", "scoring", "archives", "emitters", "search", "problem", "runs", "datasets",
-    "training", "evaluation", "shapes", "experiments", "named_config", "terminal", "cli",
-    "__main__",
+    "typing", "errors", "processes", "files", "schema", "search_config", "config", "folders",
+    "provenance", "chunks", "sharding", "keys", "models", "generators", "encoders", "prompts",
+    "image_measures", "typicality", "jacobian", "scoring", "archives", "emitters", "search",
+    "problem", "collectives", "compilation", "runs", "datasets", "training",
+    "evaluation", "shapes", "experiments", "named_config", "terminal", "cli", "__main__",
 ]  # fmt: skip
 PORTS = {"clip", "dcgan", "stylegan2", "vae"}
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -4,9 +4,10 @@ The latent of each image is chosen first, which is cheap. Rendering then works i
 memory does not grow with the number of images.
 """
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdgs_jax import files, generators, provenance
+from qdgs_jax import files, generators, processes, provenance, sharding
 from qdgs_jax.config import MAX_IMAGES, BinConfig, Config
 from qdgs_jax.datasets import image_folder
 from qdgs_jax.datasets.balance import BALANCE, Balance, count_balance, read_balance
@@ -46,7 +47,9 @@ def export(
 
     Each bin gets its equal share of `count`, whether or not others are empty. Every elite of a bin
     is drawn once before any is drawn twice. An elite in several bins belongs to the first.
-    The same arguments give the same bytes; a call resumes an interrupted one.
+    The same arguments give the same bytes; a call resumes an interrupted one. All devices of the
+    ambient mesh render, or without one all there are; after `jax.distributed.initialize`, all
+    processes call this alike and share the work.
 
     Args:
         run: folder of a run.
@@ -66,39 +69,41 @@ def export(
         QDGSError: no run in `run`, no elite in any bin, other files in `out`, or no space.
     """
     run, out = Path(run), Path(out)
-    loaded = load_run(run)
-    config, elites = loaded.config, loaded.elites
-    count = config.export.count if count is None else count
-    floor = config.export.min_objective if min_objective is None else min_objective
-    bins = bins_of(config)
-    _require_numbers(count, seed)
-    bin, below = _assign_elites(run, loaded, bins, floor)
-    rows = draw_evenly(bin, len(bins), count, seed, repeat=not no_repeat)
-    part = None if test_share is None else _split(rows, bin[rows], test_share, seed)
-    source, params = _load_generator(run, loaded, generator)
-    header = make_header(
-        config,
-        loaded.summary,
-        method="elites of a quality-diversity search, drawn evenly",
-        count=count,
-        seed=seed,
-        min_objective=floor,
-        archive_sha256=files.sha256(run / "archive.safetensors"),
-        **({"no_repeat": True} if no_repeat else {}),
-        **({"test_share": test_share} if test_share is not None else {}),
-    )
-    if image_folder.claim(out, header):
-        return read_balance(out)
+    with _shared_work():
+        with processes.errors_shared():
+            loaded = load_run(run)
+            config, elites = loaded.config, loaded.elites
+            count = config.export.count if count is None else count
+            floor = config.export.min_objective if min_objective is None else min_objective
+            bins = bins_of(config)
+            _require_numbers(count, seed)
+            bin, below = _assign_elites(run, loaded, bins, floor)
+            rows = draw_evenly(bin, len(bins), count, seed, repeat=not no_repeat)
+            part = None if test_share is None else _split(rows, bin[rows], test_share, seed)
+            source, params = _load_generator(run, loaded, generator)
+            header = make_header(
+                config,
+                loaded.summary,
+                method="elites of a quality-diversity search, drawn evenly",
+                count=count,
+                seed=seed,
+                min_objective=floor,
+                archive_sha256=files.sha256(run / "archive.safetensors"),
+                **({"no_repeat": True} if no_repeat else {}),
+                **({"test_share": test_share} if test_share is not None else {}),
+            )
+        if _claim(out, header):
+            return read_balance(out)
 
-    columns = _columns(elites, rows)
-    table = make_table(config, header, bins, bin=bin[rows], part=part, **columns)
-    size = config.search.chunk_size
+        columns = _columns(elites, rows)
+        table = make_table(config, header, bins, bin=bin[rows], part=part, **columns)
 
-    def latents(start: int) -> np.ndarray:
-        return elites.latents[np.resize(rows[start : start + size], size)]
+        def latents(start: int, size: int) -> np.ndarray:
+            return elites.latents[np.resize(rows[start : start + size], size)]
 
-    balance = count_balance(bins, count, shares(count, len(bins)), bin, table, below=below)
-    return _write(out, header, table, _renderer(source, params, latents), size, balance)
+        render = _Renderer(source, params, latents, config.search.chunk_size)
+        balance = count_balance(bins, count, shares(count, len(bins)), bin, table, below=below)
+        return _write(out, header, table, render, balance)
 
 
 def baseline(
@@ -128,63 +133,88 @@ def baseline(
         QDGSError: other files in `out`, or no space.
     """
     out = Path(out)
-    bins = bins_of(config)
-    _require_numbers(count, seed)
-    problem = load_problem(config, allow_code=allow_code)
-    config, generator = problem.config, problem.generator
-    header = make_header(
-        config,
-        provenance.describe(generator, problem.encoder, config),
-        method="plain random sampling" + (", labelled by the nearest bin" if nearest_bin else ""),
-        count=count,
-        seed=seed,
-    )
-    if image_folder.claim(out, header):
-        return read_balance(out)
+    with _shared_work():
+        with jax.set_mesh(None), processes.errors_shared():
+            bins = bins_of(config)
+            _require_numbers(count, seed)
+            problem = load_problem(config, allow_code=allow_code)
+            config, generator = problem.config, problem.generator
+            header = make_header(
+                config,
+                provenance.describe(generator, problem.encoder, config),
+                method="plain random sampling"
+                + (", labelled by the nearest bin" if nearest_bin else ""),
+                count=count,
+                seed=seed,
+            )
+        if _claim(out, header):
+            return read_balance(out)
 
-    size = config.search.chunk_size
-    latent_key = make_key(seed, "latents of random samples")
+        latent_key = make_key(seed, "latents of random samples")
 
-    def latents(start: int) -> Latents:
-        return generator.sample_rows(row_keys(latent_key, start, size))
+        def latents(start: int, size: int) -> Latents:
+            return generator.sample_rows(row_keys(latent_key, start, size))
 
-    crop_key = make_key(seed, "crops of random samples")
-    objective, measures = _score(problem, crop_key, latents, count)
-    bin = assign_bins(config, bins, measures, nearest=nearest_bin)
-    cell = np.asarray(problem.search.archive.index_of(jnp.asarray(measures)))
-    table = make_table(
-        config,
-        header,
-        bins,
-        bin=bin,
-        latent_row=np.arange(count),
-        cell=np.where(np.isfinite(measures).all(axis=1), cell, -1),
-        objective=objective,
-        measures=measures,
-    )
-    render = _renderer(generator, problem.params["generator"], latents)
-    balance = count_balance(bins, count, [None] * len(bins), bin, table, below=0)
-    return _write(out, header, table, render, size, balance)
+        crop_key = make_key(seed, "crops of random samples")
+        objective, measures = _score(problem, crop_key, latents, count)
+        bin = assign_bins(config, bins, measures, nearest=nearest_bin)
+        cell = np.asarray(problem.search.archive.index_of(jnp.asarray(measures)))
+        table = make_table(
+            config,
+            header,
+            bins,
+            bin=bin,
+            latent_row=np.arange(count),
+            cell=np.where(np.isfinite(measures).all(axis=1), cell, -1),
+            objective=objective,
+            measures=measures,
+        )
+        size = config.search.chunk_size
+        render = _Renderer(generator, problem.params["generator"], latents, size)
+        balance = count_balance(bins, count, [None] * len(bins), bin, table, below=0)
+        return _write(out, header, table, render, balance)
+
+
+@contextlib.contextmanager
+def _shared_work() -> Iterator[None]:
+    """Sets the mesh of this process's devices: processes share the chunks of a dataset in turns."""
+    again = image_folder.AGAIN
+    with sharding.local_devices(), processes.losses_explained(again=again):
+        yield
+
+
+def _claim(out: Path, header: dict[str, Any]) -> bool:
+    """`image_folder.claim` by process 0, for a plan that all processes have alike."""
+    processes.require_same(plan=header)
+    return processes.first(lambda: image_folder.claim(out, header))
 
 
 def _score(
-    problem: Problem, key: Key, latents: Callable[[int], Latents], count: int
+    problem: Problem, key: Key, latents: Callable[[int, int], Latents], count: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Objective [count] and measures [count, M] of latents, which are made chunk by chunk."""
+    params = sharding.on_all_devices(problem.params)
     size = problem.config.search.chunk_size
+    rows = size * sharding.devices()
+
+    def score_rows(params: Params, keys: Key, latents: Latents) -> Scores:
+        return problem.score.score_rows(params, keys, latents, ())[0]
 
     @jax.jit
     def score(params: Params, latents: Latents, start: int) -> Scores:
-        return problem.score.score_rows(params, row_keys(key, start, size), latents, ())[0]
+        keys = row_keys(key, start, rows)
+        scores: Scores = sharding.rowwise(score_rows, size)(params, keys, latents)
+        return scores
 
-    objective = np.empty(count, np.float32)
-    measures = np.empty((count, len(problem.config.measures)), np.float32)
-    for start in range(0, count, size):
-        scores = jax.device_get(score(problem.params, latents(start), start))
-        end = min(start + size, count)
-        objective[start:end] = scores.objective[: end - start]
-        measures[start:end] = scores.measures[: end - start]
-    return objective, measures
+    values = np.zeros((count, 1 + len(problem.config.measures)), np.float32)
+    with processes.errors_shared():
+        for number, start in enumerate(range(0, count, rows)):
+            if processes.is_mine(number):
+                scores = jax.device_get(score(params, latents(start, rows), start))
+                scored = np.column_stack([scores.objective, scores.measures])
+                values[start : start + rows] = scored[: count - start]
+    values = processes.summed(values)  # of zeros and one process's scores
+    return values[:, 0], values[:, 1:]
 
 
 def _assign_elites(
@@ -248,26 +278,36 @@ def _require_numbers(count: int, seed: int) -> None:
         raise ConfigError(f"The seed {seed} is too large: choose one below 2^32.")
 
 
-def _renderer(
-    generator: Generator, params: Params, latents: Callable[[int], Latents | np.ndarray]
-) -> Callable[[int], np.ndarray]:
-    """Position -> the chunk of uint8 images that begins there; compiled once."""
+class _Renderer:
+    """Position -> the chunk of uint8 images that begins there, a part of it on each device.
 
-    @jax.jit
-    def pixels(params: Params, latents: Latents) -> jax.Array:
-        images = generator.render(params, latents)
-        return jnp.round(255 * jnp.clip(images, 0, 1)).astype(jnp.uint8)
+    A device always computes `chunk_size` images at once, so that any number of devices gives the
+    same bytes.
+    """
 
-    return lambda start: np.asarray(pixels(params, latents(start)))
+    def __init__(
+        self,
+        generator: Generator,
+        params: Params,
+        latents: Callable[[int, int], Latents | np.ndarray],
+        chunk_size: int,
+    ) -> None:
+        """`latents` are those of a position and a number of images."""
+
+        def pixels(params: Params, latents: Latents) -> jax.Array:
+            images = generator.render(params, latents)
+            return jnp.round(255 * jnp.clip(images, 0, 1)).astype(jnp.uint8)
+
+        self.size = chunk_size * sharding.devices()
+        self._latents, self._params = latents, sharding.on_all_devices(params)
+        self._pixels = jax.jit(sharding.rowwise(pixels, chunk_size))
+
+    def __call__(self, start: int) -> np.ndarray:
+        return np.asarray(self._pixels(self._params, self._latents(start, self.size)))
 
 
 def _write(
-    out: Path,
-    header: dict[str, Any],
-    table: ImageTable,
-    render: Callable[[int], np.ndarray],
-    chunk_size: int,
-    balance: Balance,
+    out: Path, header: dict[str, Any], table: ImageTable, render: _Renderer, balance: Balance
 ) -> Balance:
     counts = balance.as_dict()
     del counts["written"]
@@ -275,5 +315,5 @@ def _write(
         BALANCE: json.dumps(counts, indent=1) + "\n",
         "README.md": card(header, counts, table),
     }
-    written = image_folder.write(out, header, table, render, chunk_size=chunk_size, texts=texts)
+    written = image_folder.write(out, header, table, render, chunk_size=render.size, texts=texts)
     return dataclasses.replace(balance, written=written)

@@ -27,7 +27,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
-from qdgs_jax import files, folders
+from qdgs_jax import files, folders, processes
 from qdgs_jax.datasets import manifest
 from qdgs_jax.datasets.manifest import MANIFEST, PARTIAL_MANIFEST
 from qdgs_jax.errors import QDGSError
@@ -139,6 +139,8 @@ def write(
 ) -> int:
     """Writes the missing files of a claimed folder, and the manifest last.
 
+    Several processes take the chunks in turns; process 0 writes what is not an image.
+
     Args:
         header: the manifest without its list of files; plain JSON values.
         pixels: id of a chunk's first image -> at least the chunk's images, uint8 [n, H, W, 3].
@@ -153,23 +155,39 @@ def write(
         QDGSError: no space left, or files that cannot be written. Files already written stay.
     """
     mark = _marks(str(header["made_by"]), str(table.constants["generator"]))
+    with (
+        folders.interruptions_explained(out, again=AGAIN),
+        processes.entered_by_first(folders.locked(out)),
+    ):
+        with processes.errors_shared():
+            for root in table.roots:
+                for label in table.labels:  # an empty class keeps its place among the classes
+                    _make_folder(out, root + label)
+            written = _write_images(out, table, pixels, chunk_size, mark)
+        processes.first(lambda: _finish(out, header, table, texts))
+        return sum(processes.gather(written))
+
+
+def _write_images(
+    out: Path,
+    table: ImageTable,
+    pixels: Callable[[int], np.ndarray],
+    chunk_size: int,
+    mark: PngInfo,
+) -> int:
+    """Writes the missing images of this process's chunks; returns their number."""
     written = 0
-    with folders.interruptions_explained(out, again=AGAIN), folders.locked(out):
-        for root in table.roots:
-            for label in table.labels:  # an empty class keeps its place among the classes
-                _make_folder(out, root + label)
-        recorded = manifest.entries(out / PARTIAL_MANIFEST)
-        with tqdm(total=len(table), unit="image", desc=str(out), disable=None) as progress:
-            for start in range(0, len(table), chunk_size):
-                ids = range(start, min(start + chunk_size, len(table)))
-                missing = [id for id in ids if not _is_whole(out, table.path(id), recorded)]
-                if missing:
-                    images = pixels(start)
-                    for id in missing:
-                        _save_png(out, table.path(id), images[id - start], mark)
-                    written += len(missing)
-                progress.update(len(ids))
-        _finish(out, header, table, texts)
+    recorded = manifest.entries(out / PARTIAL_MANIFEST)
+    with tqdm(total=len(table), unit="image", desc=str(out), disable=None) as progress:
+        for number, start in enumerate(range(0, len(table), chunk_size)):
+            ids = range(start, min(start + chunk_size, len(table)))
+            missing = [id for id in ids if not _is_whole(out, table.path(id), recorded)]
+            if missing and processes.is_mine(number):
+                images = pixels(start)
+                for id in missing:
+                    _save_png(out, table.path(id), images[id - start], mark)
+                written += len(missing)
+            progress.update(len(ids))
     return written
 
 

@@ -26,7 +26,7 @@ import pydantic
 import safetensors
 import safetensors.numpy
 
-from qdgs_jax import files, provenance
+from qdgs_jax import files, processes, provenance, sharding
 from qdgs_jax.archives import GridArchive
 from qdgs_jax.chunks import in_chunks
 from qdgs_jax.config import Config, MeasureConfig, load_config
@@ -44,6 +44,8 @@ ARCHIVE = "archive.safetensors"
 SUMMARY = "summary.json"
 TILE = 256
 """Pixels of the side of an elite in elites.png, at most."""
+CHUNK_BYTES = 2**26
+"""Latents that are brought from the devices at once."""
 MAX_TABLE_LATENT = 64
 """archive.csv has no latents longer than this; it would grow to gigabytes."""
 
@@ -163,13 +165,27 @@ def write(
 ) -> dict[str, Any]:
     """Writes the archive, its table, the summary, which it returns, and last the pictures.
 
-    The run is finished by then: a picture that fails costs a warning.
+    The run is finished by then: a picture that fails costs a warning. All processes collect the
+    elites, process 0 writes.
 
     Args:
         rows: of metrics.csv; the last is of `state`.
         seconds: what compiling and running took.
     """
     elites = _collect(state)
+    devices = sharding.devices()
+    with jax.set_mesh(None):  # process 0 draws alone
+        return processes.first(lambda: _write(problem, out, elites, rows, devices, seconds))
+
+
+def _write(
+    problem: Problem,
+    out: Path,
+    elites: Elites,
+    rows: list[Row],
+    devices: int,
+    seconds: dict[str, float],
+) -> dict[str, Any]:
     tensors = {
         "solution": elites.latents,
         "objective": elites.objective,
@@ -190,6 +206,7 @@ def write(
         "non_finite": int(last["non_finite"]),
         **seconds,
         "evaluations_per_second": last["evaluations"] / seconds["seconds_run"],
+        "devices": devices,
         "archive_sha256": files.sha256(out / ARCHIVE),
         **provenance.describe(problem.generator, problem.encoder, problem.config),
     }
@@ -206,10 +223,20 @@ def write(
 
 
 def _collect(state: SearchState) -> Elites:
-    """The filled cells of the elitist archive, on the host."""
-    archive = jax.device_get(state.elites)
-    index = np.flatnonzero(archive.objective > -np.inf).astype(np.int32)
-    return Elites(archive.latents[index], archive.objective[index], archive.measures[index], index)
+    """The filled cells of the elitist archive, on the host of process 0; latents in chunks."""
+    archive = state.elites
+    objective = np.asarray(archive.objective)
+    index = np.flatnonzero(objective > -np.inf).astype(np.int32)
+    _, D = archive.latents.shape
+    size = max(1, min(len(index), CHUNK_BYTES // (D * archive.latents.dtype.itemsize)))
+    take = jax.jit(lambda latents, rows: sharding.replicated(latents[rows]))
+    latents = np.empty((len(index) if processes.is_first() else 0, D), objective.dtype)
+    for start in range(0, len(index), size):
+        rows = np.resize(index[start : start + size], size)
+        chunk = take(archive.latents, rows)
+        if processes.is_first():
+            latents[start : start + size] = np.asarray(chunk)[: len(index) - start]
+    return Elites(latents, objective[index], np.asarray(archive.measures)[index], index)
 
 
 def _write_table(path: Path, elites: Elites) -> None:

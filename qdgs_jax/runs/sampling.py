@@ -14,11 +14,11 @@ from typing import Any
 
 import jax
 
-from qdgs_jax import files, folders, provenance, search
+from qdgs_jax import files, folders, processes, provenance, search, sharding
 from qdgs_jax.config import Config, load_config, save_config
 from qdgs_jax.errors import ConfigError, QDGSError
 from qdgs_jax.generators import Generator
-from qdgs_jax.problem import Problem, load_problem
+from qdgs_jax.problem import Problem, load_problem, require_memory
 from qdgs_jax.runs import checkpoints, metrics, results
 from qdgs_jax.runs.metrics import Row
 from qdgs_jax.schema import read_json
@@ -43,6 +43,9 @@ def sample(
 ) -> dict[str, Any]:
     """Runs the search of `config` in the folder `out`, from the start or from its last checkpoint.
 
+    It is divided over the ambient mesh (`jax.set_mesh`), or without one over all devices. After
+    `jax.distributed.initialize`, all processes call this alike, with a folder that all share.
+
     Args:
         generator: your own generator and its weights, instead of the config's.
         resume: continue the run in `out`: where it stopped, or to more `search.generations` than
@@ -56,8 +59,8 @@ def sample(
     Raises:
         ConfigError: the folder holds another run, or this one and `resume` is false.
         CheckpointError: all checkpoints are damaged; of the newest alone, a warning tells.
-        QDGSError: interrupted by a signal (a checkpoint is kept), out of disk space, or another
-            process writes in the folder.
+        QDGSError: interrupted by a signal (a checkpoint is kept), out of disk space, another
+            process writes in the folder, or another process of this command has failed.
     """
     out = Path(out)
     whose: dict[str, Any] = {
@@ -65,14 +68,30 @@ def sample(
         "others": "files that are no run's",
         "resume": resume,
     }
-    folders.claim(out, results.CONFIG, **whose)
-    problem = load_problem(config, generator=generator, allow_code=allow_code)
-    with (
-        folders.interruptions_explained(out, again="run the same command with --resume"),
-        folders.claimed(out, results.CONFIG, **whose) as known,
-    ):
-        before = _read_config(out, problem, known)
-        return results.write(problem, out, *_search(problem, out, before, report))
+    again = "run the same command with --resume"
+    with sharding.all_devices(), processes.losses_explained(again=again):
+        processes.first(lambda: bool(folders.claim(out, results.CONFIG, **whose)))
+        with jax.set_mesh(None), processes.errors_shared():
+            problem = load_problem(config, generator=generator, allow_code=allow_code)
+        processes.require_same(**_identity(problem))
+        require_memory(problem)
+        with (
+            folders.interruptions_explained(out, again=again),
+            processes.entered_by_first(folders.claimed(out, results.CONFIG, **whose)) as known,
+        ):
+            with processes.errors_shared():
+                before = _read_config(out, problem, known)
+            return results.write(problem, out, *_search(problem, out, before, report))
+
+
+def _identity(problem: Problem) -> dict[str, Any]:
+    """What all processes of a search must have alike."""
+    found = provenance.describe(problem.generator, problem.encoder, problem.config)
+    return {
+        "config": _searched(problem.config),
+        "weights": [found[model] for model in MODELS],
+        "versions": found["versions"],
+    }
 
 
 def _read_config(out: Path, problem: Problem, known: Path | None) -> Config | None:
@@ -155,24 +174,31 @@ def _search(
     config = problem.config
     begin, advance, seconds_compile = _compile(problem)
     began = time.perf_counter()
-    state = begin(problem.params, *problem.initial_latents())
+    state = begin()
     state, rows = _restore(problem, out, state)
     began -= rows[-1]["seconds"] if rows else 0
     generation, last = int(state.generation), config.search.generations
-    _claim(out, problem, before)
-    with _stop_signals() as stop, metrics.appending(out, rows) as write:
+    processes.first(lambda: _claim(out, problem, before))
+    with (
+        _stop_signals() as stop,
+        processes.entered_by_first(metrics.appending(out, rows)) as write,
+        checkpoints.saving(out / CHECKPOINTS) as save,
+    ):
         while generation < last:
             steps = config.run.log_every - generation % config.run.log_every
-            state, figures = advance(steps)(problem.params, state)
+            state, figures = advance(steps)(state)
             generation += steps
             rows.append(_row(problem, state, figures, time.perf_counter() - began))
-            (out / results.CONFIG).stat()  # an error, where the folder was removed meanwhile
-            write(rows[-1])
-            if report:
-                report(rows[-1])
-            if generation == last or stop.is_set() or not generation % config.run.checkpoint_every:
-                checkpoints.save(out / CHECKPOINTS, state)
-            if stop.is_set() and generation < last:
+            with processes.errors_shared():
+                if write:
+                    (out / results.CONFIG).stat()  # an error, if the folder was removed meanwhile
+                    write(rows[-1])
+                    if report:
+                        report(rows[-1])
+            stopping = any(processes.gather(stop.is_set()))
+            if generation == last or stopping or not generation % config.run.checkpoint_every:
+                save(state)
+            if stopping and generation < last:
                 raise QDGSError(
                     f"Stopped at generation {generation} of {last}: "
                     "run the same command with --resume to continue."
@@ -183,22 +209,33 @@ def _search(
     }  # fmt: skip
 
 
-def _compile(problem: Problem) -> tuple[Callable[..., Any], Callable[[int], Any], float]:
+def _compile(
+    problem: Problem,
+) -> tuple[Callable[[], SearchState], Callable[[int], Callable[..., Any]], float]:
     """Compiles `search.init`, and `search.run` for each number of generations; and says how long
-    the first took for one logging interval. Both programs take `params` first."""
+    the first took for one logging interval."""
+    params, latents = sharding.on_all_devices((problem.params, problem.initial_latents()))
     began = time.perf_counter()
     # Of new functions: what jit keeps lasts as long as they do, so programs end with their run.
     init, run = (functools.partial(each, problem.search) for each in (search.init, search.run))
-    begin = jax.jit(init).lower(problem.params, *problem.initial_latents())
+    traced = jax.jit(init).lower(params, *latents)
+    begin = traced.compile()
+    start = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        traced.out_info,
+        begin.output_shardings,
+    )
+    # A generation leaves the state where it was, for the next call and the donated memory.
+    program = jax.jit(
+        run, static_argnums=2, donate_argnums=1, out_shardings=(begin.output_shardings, None)
+    )
 
     @functools.cache
     def advance(generations: int) -> Any:
-        program = jax.jit(run, static_argnums=2, donate_argnums=1)
-        return program.lower(problem.params, begin.out_info, generations).compile()
+        return functools.partial(program.lower(params, start, generations).compile(), params)
 
-    compiled = begin.compile()
     advance(problem.config.run.log_every)
-    return compiled, advance, time.perf_counter() - began
+    return functools.partial(begin, params, *latents), advance, time.perf_counter() - began
 
 
 def _restore(problem: Problem, out: Path, start: SearchState) -> tuple[SearchState, list[Row]]:
@@ -212,7 +249,8 @@ def _restore(problem: Problem, out: Path, start: SearchState) -> tuple[SearchSta
             f"{out} has searched {generation} generations already: set search.generations to as "
             f"many or more instead of {asked}, or choose another folder."
         )
-    rows = [row for row in metrics.read(out) if row["generation"] <= generation]
+    known = processes.first(lambda: metrics.read(out))
+    rows = [row for row in known if row["generation"] <= generation]
     if not rows or rows[-1]["generation"] < generation:
         warnings.warn(
             f"{out / metrics.NAME} is missing or damaged: it lacks rows up to generation "

@@ -92,7 +92,7 @@ TENSORS = {
 MODEL = {"name": "toy", "sha256": "0" * 64}
 SUMMARY = {
     "elites": 3, "generator": MODEL, "encoder": None, "precision": "highest", "seed": 0,
-    "device": "cpu x 1", "versions": {"jax": "1"}, "best_objective": float("-inf"),
+    "device": "cpu", "versions": {"jax": "1"}, "best_objective": float("-inf"),
 }  # fmt: skip
 
 

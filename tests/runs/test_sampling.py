@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import errno
+import functools
 import gc
 import json
 import os
@@ -24,7 +25,7 @@ from qdgs_jax.errors import ConfigError, QDGSError
 from qdgs_jax.generators import Generator
 from qdgs_jax.models import stylegan2
 from qdgs_jax.problem import load_problem, make_archive
-from qdgs_jax.runs import metrics
+from qdgs_jax.runs import checkpoints, metrics
 from qdgs_jax.runs import sampling as runs
 from qdgs_jax.runs.metrics import Row
 from qdgs_jax.runs.results import load_run
@@ -154,12 +155,17 @@ def test_styles_are_searched_with_a_memory_that_a_checkpoint_keeps(
         runs.sample(config, tmp_path / "parts", report=stop)
     runs.sample(config, tmp_path / "parts", resume=True)
     assert archive_of(tmp_path / "whole") == archive_of(tmp_path / "parts")
-    memories = []
-    for name in ("whole", "parts"):
-        with np.load(tmp_path / name / "checkpoints/8.npz") as checkpoint:
-            memories.append({key: checkpoint[f"memory.{key}"] for key in ("count", "embeddings")})
-    assert memories[0]["count"] > 2
-    np.testing.assert_array_equal(memories[0]["embeddings"], memories[1]["embeddings"])
+    problem = load_problem(load_run(tmp_path / "whole").config)
+    like = jax.eval_shape(
+        functools.partial(search.init, problem.search), problem.params, *problem.initial_latents()
+    )
+    whole, parts = (
+        checkpoints.restore(tmp_path / name / "checkpoints", like) for name in ("whole", "parts")
+    )
+    assert whole
+    assert parts
+    assert whole.memory.count > 2
+    np.testing.assert_array_equal(whole.memory.embeddings, parts.memory.embeddings)
 
 
 def test_a_crash_between_checkpoints_loses_only_what_came_after(
@@ -233,9 +239,10 @@ def test_a_damaged_checkpoint_costs_the_way_from_the_one_before(
     finished: Path, config: Config
 ) -> None:
     before, table = archive_of(finished), (finished / "metrics.csv").read_text()
-    (finished / "checkpoints/8.npz").write_bytes(b"")
+    for path in (finished / "checkpoints/8").rglob("manifest.ocdbt"):
+        path.write_bytes(b"")
     rows: list[Row] = []
-    with pytest.warns(UserWarning, match=r"8.npz is damaged .* continues from generation 4"):
+    with pytest.warns(UserWarning, match=r"8 is damaged .* continues from generation 4"):
         runs.sample(config, finished, resume=True, report=rows.append)
     assert [row["generation"] for row in rows] == [6, 8]
     assert archive_of(finished) == before
@@ -266,7 +273,7 @@ def test_lost_records_cost_a_warning(
 
 @pytest.mark.slow
 def test_a_torn_last_line_of_metrics_is_written_again(finished: Path, config: Config) -> None:
-    (finished / "checkpoints/8.npz").unlink()
+    shutil.rmtree(finished / "checkpoints/8")
     with open(finished / "metrics.csv", "r+") as file:
         file.truncate(len(file.read()) - 30)
     runs.sample(config, finished, resume=True)
