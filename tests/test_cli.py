@@ -353,10 +353,12 @@ def test_compiled_programs_are_kept_in_the_cache_folder_of_the_user(
 ) -> None:
     monkeypatch.setattr(cli.platformdirs, "user_cache_path", lambda name: tmp_path / name)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_MAX_SIZE", raising=False)
+    limit = "JAX_COMPILATION_CACHE_MAX_SIZE"
+    monkeypatch.setenv(limit, "1")  # so that it is restored
+    monkeypatch.delenv(limit)
     cli.keep_programs()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "elsewhere"
-    assert "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ
+    assert limit not in os.environ
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     cli.keep_programs()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "qdgs_jax" / "programs")

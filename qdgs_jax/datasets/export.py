@@ -200,17 +200,15 @@ def _score(
     def score_rows(params: Params, keys: Key, latents: Latents) -> Scores:
         return problem.score.score_rows(params, keys, latents, ())[0]
 
-    @jax.jit
-    def score(params: Params, latents: Latents, start: int) -> Scores:
-        keys = row_keys(key, start, rows)
-        scores: Scores = sharding.rowwise(score_rows, size)(params, keys, latents)
-        return scores
+    # Keys are made apart, so that a device runs the same program, however many there are.
+    score = jax.jit(sharding.rowwise(score_rows, size))
 
     values = np.zeros((count, 1 + len(problem.config.measures)), np.float32)
     with processes.errors_shared():
         for number, start in enumerate(range(0, count, rows)):
             if processes.is_mine(number):
-                scores = jax.device_get(score(params, latents(start, rows), start))
+                keys = row_keys(key, start, rows)
+                scores = jax.device_get(score(params, keys, latents(start, rows)))
                 scored = np.column_stack([scores.objective, scores.measures])
                 values[start : start + rows] = scored[: count - start]
     values = processes.summed(values)  # of zeros and one process's scores
