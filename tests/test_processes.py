@@ -136,11 +136,10 @@ def test_a_run_stopped_by_a_signal_to_one_process_resumes_elsewhere(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lost", [1])
 def test_a_lost_process_ends_the_other_with_a_sentence_and_the_run_resumes(
-    config: Path, tmp_path: Path, run: Path, lost: int
+    config: Path, tmp_path: Path, run: Path
 ) -> None:
-    out = tmp_path / "run"
+    out, lost = tmp_path / "run", 1
     command = Command(2, 4, "sample", config, "--out", out, "--search.generations", "100000")
     command.signal(lost, signal.SIGKILL, when=out / "metrics.csv", lines=4)
     codes = [1, 1]
