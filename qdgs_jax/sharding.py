@@ -61,6 +61,13 @@ def all_devices() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def no_mesh() -> Iterator[None]:
+    """Takes the ambient mesh away, for what a process computes alone."""
+    with jax.set_mesh(Mesh(np.empty((), dtype=object), ())):
+        yield
+
+
+@contextlib.contextmanager
 def local_devices() -> Iterator[None]:
     """Sets a mesh over those devices of the ambient mesh, or else of all, that this process has."""
     mesh = jax.sharding.get_mesh()

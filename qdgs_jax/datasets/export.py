@@ -134,7 +134,7 @@ def baseline(
     """
     out = Path(out)
     with _shared_work():
-        with jax.set_mesh(None), processes.errors_shared():
+        with sharding.no_mesh(), processes.errors_shared():
             bins = bins_of(config)
             _require_numbers(count, seed)
             problem = load_problem(config, allow_code=allow_code)

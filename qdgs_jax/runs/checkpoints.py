@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from qdgs_jax import files
+from qdgs_jax import files, processes
 from qdgs_jax.errors import CheckpointError
 from qdgs_jax.runs import orbax_files
 from qdgs_jax.runs.fingerprints import common_sharding, fingerprints
@@ -58,7 +58,7 @@ def saving(folder: Path) -> Iterator[Callable[[SearchState], None]]:
         except OSError:
             _remove_leftovers(folder)
             raise
-        if path and jax.process_index() == 0:
+        if path and processes.is_first():
             for at, _, _ in os.walk(path):
                 files.sync_folder(Path(at))
             files.sync_folder(folder)
@@ -123,13 +123,13 @@ def restore(folder: Path, like: SearchState) -> SearchState | None:
         OSError: the system refuses to read.
     """
     reasons: dict[Path, str] = {}
-    for generation in _newest_of_process_0(generations(folder)):
+    for generation in processes.first(lambda: generations(folder)[::-1][:_MOST]):
         path = folder / str(generation)
         state, reason = _read(path, like, generation)
         if state is None:
             reasons[path] = reason
             continue
-        if jax.process_index() == 0:
+        if processes.is_first():
             for damaged, reason in reasons.items():
                 _set_aside(damaged)
                 warnings.warn(
@@ -157,7 +157,7 @@ def _set_aside(path: Path) -> None:
 
 def _remove_leftovers(folder: Path) -> None:
     """Removes what writers left that failed or were killed."""
-    if jax.process_index() == 0:
+    if processes.is_first():
         for name in os.listdir(folder) if folder.is_dir() else ():
             if orbax_files.is_leftover(name) and not (folder / name).is_symlink():
                 shutil.rmtree(folder / name, ignore_errors=True)
@@ -182,10 +182,10 @@ def _read(path: Path, like: SearchState, generation: int) -> tuple[SearchState |
     except OSError as error:
         reason = error.strerror or str(error)
         refused = None if error.errno in _DAMAGE else error
-    outcomes = _of_all([bool(reason), refused is not None])
-    if outcomes[:, 1].any():
+    damaged, unreadable = zip(*processes.gather((bool(reason), refused is not None)), strict=True)
+    if any(unreadable):
         raise refused or OSError(errno.EIO, "another process cannot read it", str(path))
-    if outcomes[:, 0].any():
+    if any(damaged):
         return None, reason or "another process cannot read its part"
     saved = np.asarray(arrays.pop(_FINGERPRINTS))
     for name, was, now in zip(sorted(arrays), saved, np.asarray(fingerprints(arrays)), strict=True):
@@ -195,27 +195,6 @@ def _read(path: Path, like: SearchState, generation: int) -> tuple[SearchState |
     if int(state.generation) != generation:
         return None, f"it is of generation {int(state.generation)}"
     return state, ""
-
-
-def _of_all(flags: list[bool]) -> np.ndarray:
-    """Flags of all processes [P, F]."""
-    if jax.process_count() == 1:
-        return np.array([flags])
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.process_allgather(np.array(flags)))
-
-
-def _newest_of_process_0(found: list[int]) -> list[int]:
-    """The generations that process 0 found, the newest first; no more than a folder may have."""
-    newest = found[::-1][:_MOST]
-    if jax.process_count() == 1:
-        return newest
-    from jax.experimental import multihost_utils
-
-    padded = np.array(newest + [-1] * (_MOST - len(newest)), np.int64)
-    agreed = multihost_utils.broadcast_one_to_all(padded.astype(np.int32))
-    return [int(generation) for generation in agreed if generation >= 0]
 
 
 def _arrays(state: SearchState) -> dict[str, Array]:

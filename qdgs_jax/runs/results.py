@@ -174,7 +174,7 @@ def write(
     """
     elites = _collect(state)
     devices = sharding.devices()
-    with jax.set_mesh(None):  # process 0 draws alone
+    with sharding.no_mesh():  # process 0 draws alone
         return processes.first(lambda: _write(problem, out, elites, rows, devices, seconds))
 
 

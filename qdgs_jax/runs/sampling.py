@@ -71,7 +71,7 @@ def sample(
     again = "run the same command with --resume"
     with sharding.all_devices(), processes.losses_explained(again=again):
         processes.first(lambda: bool(folders.claim(out, results.CONFIG, **whose)))
-        with jax.set_mesh(None), processes.errors_shared():
+        with sharding.no_mesh(), processes.errors_shared():
             problem = load_problem(config, generator=generator, allow_code=allow_code)
         processes.require_same(**_identity(problem))
         require_memory(problem)
