@@ -11,7 +11,8 @@ are rounded before they are scored, so that both archives hold true scores.
 Command: python benchmarks/low_precision.py configs/search/shapes.toml --seeds 5 \\
              --json benchmarks/results/low_precision.json
 
-Result: see benchmarks/README.md.
+Result (the demo, 2026-11-30): measures move by 0.2 cells in the median, 0.9 in the 99th percentile,
+of 250 a side; archives in bfloat16 lose neither QD score nor coverage.
 """
 
 import argparse
