@@ -186,11 +186,11 @@ def storable(archive: Archive, latents: Latents) -> Latents:
 def init(archive: Archive, latent_size: int, dtype: jnp.dtype | None = None) -> ArchiveState:
     """An empty archive."""
     K, M = archive.size, len(archive.lower)
-    objective = jnp.full(K, -jnp.inf, dtype)
-    stored = jnp.bfloat16 if archive.bfloat16 else objective.dtype
+    dtype = jnp.zeros((), dtype).dtype
+    stored = jnp.bfloat16 if archive.bfloat16 else dtype
     return ArchiveState(
         latents=by_columns(jnp.zeros((K, latent_size), stored)),
-        objective=objective,
+        objective=jnp.full(K, -jnp.inf, dtype),
         measures=jnp.zeros((K, M), dtype),
         threshold=jnp.full(K, archive.threshold_min, dtype),
         filled=jnp.zeros(K, jnp.int32),

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -87,9 +88,15 @@ def main() -> None:
     sys.exit(run_command(sys.argv[1:]))
 
 
+def can_keep_programs() -> bool:
+    """Whether JAX loads kept programs silently: older ones call each of a CPU's an error."""
+    version = re.findall(r"\d+", importlib.metadata.version("jax"))
+    return tuple(map(int, version[:3])) >= (0, 10, 2)
+
+
 def keep_programs() -> None:
     """Keeps compiled programs in the user's cache folder, unless JAX is told another."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    if can_keep_programs() and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = platformdirs.user_cache_path("qdgs_jax") / "programs"
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from qdgs_jax import encoders, generators
+from qdgs_jax import cli, encoders, generators
 from qdgs_jax.config import Config, parse_config
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.generators import Generator
@@ -23,7 +23,8 @@ def programs_on_disk(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keeps what is compiled, for tests that compile the same again, here or in processes that they
     start; never in the user's cache folder."""
     folder = str(tmp_path_factory.mktemp("programs"))
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    if cli.can_keep_programs():
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 

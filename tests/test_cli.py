@@ -351,6 +351,7 @@ def test_every_option_without_a_value_is_known() -> None:
 def test_compiled_programs_are_kept_in_the_cache_folder_of_the_user(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setattr(cli, "can_keep_programs", lambda: True)
     monkeypatch.setattr(cli.platformdirs, "user_cache_path", lambda name: tmp_path / name)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
     limit = "JAX_COMPILATION_CACHE_MAX_SIZE"

@@ -300,8 +300,12 @@ def test_a_failed_save_leaves_the_one_before(
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_next_save_raises_what_failed(tmp_path: Path, state: SearchState) -> None:
-    checkpoints.save(tmp_path / "before", state)  # compiles, which writes to the disk too
+def test_the_next_save_raises_what_failed(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, state: SearchState
+) -> None:
+    checkpoints.save(
+        tmp_path_factory.mktemp("before"), state
+    )  # compiles, which writes to the disk too
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with pytest.raises(KeyError, match="after"), checkpoints.saving(tmp_path) as save:  # noqa: PT012
         try:
