@@ -27,6 +27,7 @@ import numpy as np
 
 from qdgs_jax import load_config, load_problem, sample
 from qdgs_jax.config import Config
+from qdgs_jax.problem import make_archive
 
 
 def scores(config: Config, precision: str, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -41,6 +42,7 @@ def scores(config: Config, precision: str, count: int) -> tuple[np.ndarray, np.n
 def networks(config: Config, count: int) -> dict[str, object]:
     """How far scores move with the encoder in bfloat16."""
     config = load_problem(config).config  # ranges in numbers, of float32
+    archive = make_archive(config)
     (objective, measures), (low_objective, low_measures) = (
         scores(config, precision, count) for precision in ("highest", "bf16")
     )
@@ -54,7 +56,7 @@ def networks(config: Config, count: int) -> dict[str, object]:
             zip(names, np.quantile(moved, 0.99, axis=0).round(3).tolist(), strict=True)
         ),
         "in_another_cell": round(
-            float((np.floor(low_measures / width) != np.floor(measures / width)).any(1).mean()), 4
+            float(np.mean(archive.index_of(low_measures) != archive.index_of(measures))), 4
         ),
         "median_objective": round(float(np.median(np.abs(low_objective - objective))), 4),
         "spread_of_objective": round(float(objective.std()), 4),

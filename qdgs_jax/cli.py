@@ -95,7 +95,7 @@ def can_keep_programs() -> bool:
 
 
 def keep_programs() -> None:
-    """Keeps compiled programs in the user's cache folder, unless JAX is told another."""
+    """Keeps compiled programs in the user's cache folder; JAX's own variable names another."""
     if can_keep_programs() and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = platformdirs.user_cache_path("qdgs_jax") / "programs"
         with contextlib.suppress(OSError):

@@ -85,17 +85,13 @@ def axes() -> tuple[str, ...]:
         ValueError: an axis is of type `Explicit`, under which archives cannot be updated.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if explicit := [
-        name
-        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if kind == AxisType.Explicit
-    ]:
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    if explicit := [name for name, kind in kinds.items() if kind == AxisType.Explicit]:
         raise ValueError(
             f"the mesh's axes {explicit} are of type Explicit, under which JAX divides no archive: "
             "make it with axis_types=(jax.sharding.AxisType.Auto,) for each axis"
         )
-    auto = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    return tuple(name for name, kind in auto if kind == AxisType.Auto)
+    return tuple(name for name, kind in kinds.items() if kind == AxisType.Auto)
 
 
 def devices() -> int:
@@ -181,13 +177,9 @@ def _constrained(tree: Any, axis_of: Callable[[Array], int | None]) -> Any:
         return tree
 
     def constrain(leaf: Array) -> Array:
-        axis = axis_of(leaf)
-        divides = axis is not None and leaf.shape[axis] % devices() == 0
-        spec = (
-            PartitionSpec(*[None] * axis, axes())
-            if axis is not None and divides
-            else PartitionSpec()
-        )
+        axis, spec = axis_of(leaf), PartitionSpec()
+        if axis is not None and leaf.shape[axis] % devices() == 0:
+            spec = PartitionSpec(*[None] * axis, axes())
         return jax.lax.with_sharding_constraint(leaf, spec)
 
     return jax.tree.map(constrain, tree)

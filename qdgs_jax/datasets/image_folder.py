@@ -10,8 +10,10 @@ An unfinished folder has `manifest.json.part` instead, and the same call continu
 a date: the same call gives the same bytes.
 """
 
+import collections
 import contextlib
 import io
+import itertools
 import json
 import math
 import os
@@ -181,12 +183,14 @@ def _write_images(
     with tqdm(total=len(table), unit="image", desc=str(out), disable=None) as progress:
         for number, start in enumerate(range(0, len(table), chunk_size)):
             ids = range(start, min(start + chunk_size, len(table)))
-            missing = [id for id in ids if not _is_whole(out, table.path(id), recorded)]
-            if missing and processes.is_mine(number):
-                images = pixels(start)
+            if processes.is_mine(number):
+                missing = [id for id in ids if not _is_whole(out, table.path(id), recorded)]
+                images = pixels(start) if missing else np.empty(0)
                 for id in missing:
                     _save_png(out, table.path(id), images[id - start], mark)
                 written += len(missing)
+            else:  # skips its entries
+                collections.deque(itertools.islice(recorded or (), len(ids)), maxlen=0)
             progress.update(len(ids))
     return written
 
