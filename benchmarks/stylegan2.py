@@ -2,13 +2,13 @@
 
 Question: how long does the generator for FFHQ at 256 x 256, in float32, take (a) to render a batch
     of 4 images, and (b) to render it and to pull one cotangent back to the styles?
-Method: this package's network with random weights, and the PyTorch network below with the same
-    ones, written from the paper, in one process on the CPU, each with its default threads. PyTorch
-    modulates in both ways: by one kernel for each sample (grouped convolutions), and by scaling
-    activations as this package does; the ratio is relative to the faster way. Neither computes
-    gradients of weights. All run alternately; compilation and the first run come before, and are
-    reported separately. Medians over rounds, and their ratios: only ratios within one run are
-    meaningful. All must agree.
+Method: this package's network with random weights, and the PyTorch network in
+    `pytorch_networks.py` with the same ones, in one process on the CPU, each with its default
+    threads. PyTorch modulates in both ways: by one kernel for each sample (grouped convolutions),
+    and by scaling activations as this package does; the ratio is relative to the faster way.
+    Neither computes gradients of weights. All run alternately; compilation and the first run come
+    before, and are reported separately. Medians over rounds, and their ratios: only ratios within
+    one run are meaningful. All must agree.
 Command: python benchmarks/stylegan2.py --json benchmarks/results/stylegan2.json
     (needs the extra `bench`; --small is a toy network, to check that the script works)
 Result: two x86-64 cores, 2026-11-22: 0.59 of PyTorch's time forward, 0.64 with gradients.
@@ -16,7 +16,6 @@ Result: two x86-64 cores, 2026-11-22: 0.59 of PyTorch's time forward, 0.64 with 
 
 import argparse
 import json
-import math
 import platform
 import time
 from collections.abc import Callable
@@ -30,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from flax import traverse_util
-from torch.nn import functional
+from pytorch_networks import Weights, torch_synthesize
 
 from qdgs_jax.models import stylegan2
 
@@ -38,7 +37,6 @@ TOLERANCE = 1e-3  # relative; float32 in two orders of summation gives about 1e-
 SMALL = stylegan2.StyleGAN2Config(
     latent_size=32, style_size=32, mapping_sizes=(32,), channels=(32, 32, 16, 8)
 )
-Weights = dict[str, torch.Tensor]
 
 
 def main() -> None:
@@ -74,6 +72,7 @@ def measure(config: stylegan2.StyleGAN2Config, *, batch: int, rounds: int) -> di
     cotangent = random.normal(size=shape).astype(np.float32)
     torch_ws, torch_cotangent = torch.tensor(ws), torch.tensor(cotangent.transpose(0, 3, 1, 2))
     synthesize = jax.jit(partial(stylegan2.synthesize, config))
+    synthesize_torch = partial(torch_synthesize, weights, filter_taps=config.filter_taps)
 
     @jax.jit
     def pull_back(params: Any, ws: jax.Array, cotangent: jax.Array) -> tuple[Any, Any]:
@@ -82,12 +81,12 @@ def measure(config: stylegan2.StyleGAN2Config, *, batch: int, rounds: int) -> di
 
     def forward(fused: bool) -> np.ndarray:
         with torch.inference_mode():
-            images = torch_synthesize(config, weights, torch_ws, fused=fused)
+            images = synthesize_torch(torch_ws, fused=fused)
             return images.permute(0, 2, 3, 1).numpy()
 
     def gradient(fused: bool) -> np.ndarray:
         leaf = torch_ws.clone().requires_grad_()
-        images = torch_synthesize(config, weights, leaf, fused=fused)
+        images = synthesize_torch(leaf, fused=fused)
         return torch.autograd.grad(images, leaf, torch_cotangent)[0].numpy()
 
     inputs = params, jnp.asarray(ws), jnp.asarray(cotangent)
@@ -164,9 +163,6 @@ def flop(config: stylegan2.StyleGAN2Config) -> float:
     return total
 
 
-# The network in PyTorch.
-
-
 def to_torch(params: Any) -> Weights:
     """Kernels in PyTorch's layouts: O I H W, and I O H W of those that upsample."""
     weights = {}
@@ -180,88 +176,6 @@ def to_torch(params: Any) -> Weights:
             value = value.transpose(2, 0, 1)
         weights[name] = torch.tensor(np.ascontiguousarray(value).reshape(value.shape))
     return weights
-
-
-def torch_synthesize(
-    config: stylegan2.StyleGAN2Config, weights: Weights, ws: torch.Tensor, *, fused: bool
-) -> torch.Tensor:
-    """Styles [N, L, W] -> images [N, C, H, W] of the skip architecture."""
-    taps = 2 * torch.tensor(config.filter_taps)
-    lowpass = torch.outer(taps, taps).flip(0, 1)
-    x, image = weights["block4/const"].expand(len(ws), -1, -1, -1), None
-    for i in range(len(config.channels)):
-        block = f"block{4 << i}"
-        if i:
-            x = torch_layer(weights, f"{block}/conv0", x, ws[:, 2 * i - 1], lowpass, fused)
-        x = torch_layer(weights, f"{block}/conv1", x, ws[:, 2 * i], None, fused)
-        made = torch_image(weights, f"{block}/to_image", x, ws[:, 2 * i + 1], fused)
-        image = made if image is None else torch_upsample(image, lowpass) + made
-    assert image is not None
-    return image
-
-
-def torch_dense(weights: Weights, name: str, w: torch.Tensor) -> torch.Tensor:
-    kernel = weights[f"{name}/kernel"]
-    return torch.addmm(weights[f"{name}/bias"], w, kernel, alpha=1 / math.sqrt(len(kernel)))
-
-
-def torch_layer(
-    weights: Weights,
-    name: str,
-    x: torch.Tensor,
-    w: torch.Tensor,
-    lowpass: torch.Tensor | None,
-    fused: bool,
-) -> torch.Tensor:
-    kernel, style = weights[f"{name}/kernel"], torch_dense(weights, f"{name}/affine", w)
-    n, fan_in = style.shape
-    inputs = 0 if lowpass is not None else 1  # the axis of the kernel
-    energy = kernel.square().sum((2, 3))
-    energy = energy if inputs == 0 else energy.T
-    demodulation = (style.square() @ energy + 1e-8).rsqrt()
-    if fused:
-        scaled = (style, demodulation) if inputs == 0 else (demodulation, style)
-        kernel = kernel * scaled[0][:, :, None, None, None] * scaled[1][:, None, :, None, None]
-        kernel = kernel.flatten(0, 1)
-        x = x.reshape(1, n * fan_in, *x.shape[2:])
-    else:
-        x = x * style[:, :, None, None]
-    groups = n if fused else 1
-    if lowpass is None:
-        y = functional.conv2d(x, kernel, padding=1, groups=groups)
-    else:
-        y = functional.conv_transpose2d(x, kernel, stride=2, groups=groups)
-        y = torch_filter(functional.pad(y, (1, 1, 1, 1)), lowpass)
-    y = y.reshape(n, -1, *y.shape[2:]) if fused else y * demodulation[:, :, None, None]
-    y = y + weights[f"{name}/noise"] * weights[f"{name}/noise_strength"]
-    y = y + weights[f"{name}/bias"][:, None, None]
-    return functional.leaky_relu(y, 0.2) * math.sqrt(2)
-
-
-def torch_image(
-    weights: Weights, name: str, x: torch.Tensor, w: torch.Tensor, fused: bool
-) -> torch.Tensor:
-    kernel = weights[f"{name}/kernel"].T
-    style = torch_dense(weights, f"{name}/affine", w) / math.sqrt(kernel.shape[1])
-    if fused:
-        kernels = (kernel * style[:, None]).flatten(0, 1)[:, :, None, None]
-        y = functional.conv2d(x.reshape(1, -1, *x.shape[2:]), kernels, groups=len(x))
-        y = y.reshape(len(x), -1, *y.shape[2:])
-    else:
-        y = functional.conv2d(x * style[:, :, None, None], kernel[:, :, None, None])
-    return y + weights[f"{name}/bias"][:, None, None]
-
-
-def torch_filter(x: torch.Tensor, lowpass: torch.Tensor) -> torch.Tensor:
-    channels = x.shape[1]
-    return functional.conv2d(x, lowpass.expand(channels, 1, -1, -1), groups=channels)
-
-
-def torch_upsample(x: torch.Tensor, lowpass: torch.Tensor) -> torch.Tensor:
-    n, channels, height, width = x.shape
-    x = functional.pad(x[:, :, :, None, :, None], (0, 1, 0, 0, 0, 1))
-    x = x.reshape(n, channels, 2 * height, 2 * width)
-    return torch_filter(functional.pad(x, (2, 1, 2, 1)), lowpass)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ Command: python benchmarks/weak_scaling.py --json benchmarks/results/weak_scalin
     (--run --small --devices 2 on a CPU only shows that the script works)
 Result (2026-11-30, jax 0.10.2, compiled): latents are 1 / devices of the whole up to 256 (33 MiB);
     all-to-all is 516,096 bytes a generation for any number; no collective stands in the loops that
-    render and score; the work grows by 0.7 %. Gathered scores and ranks grow, 32 bytes for each
-    evaluation: 131,072 bytes on 256. Accelerators: not measured. See benchmarks/README.md.
+    render and score; the work grows by 0.7 %. Gathered scores and ranks grow, 21.5 bytes for
+    each evaluation: 88,064 bytes on 256. Accelerators: not measured. See benchmarks/README.md.
 """
 
 import argparse
