@@ -69,7 +69,11 @@ LINE_SIGMA = 0.1
 CHOLESKY = {"strategy": "cholesky_cma_es"}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "map_elites_line": {"": {"line_sigma": LINE_SIGMA}},
-    "cma_me": {"": {}, ", Cholesky": CHOLESKY, ", Cholesky, mu": {**CHOLESKY, "selection": "mu"}},
+    "cma_me": {
+        ", eigenvectors": {"strategy": "cma_es"},
+        ", Cholesky": CHOLESKY,
+        ", Cholesky, mu": {**CHOLESKY, "selection": "mu"},
+    },
 }
 """Of this package: algorithm -> name -> options."""
 
