@@ -51,9 +51,12 @@ class SearchConfig:
     """Optimiser of that ascent (`cma_mega`, `cma_maega`): Adam, or plain gradient ascent."""
     line_sigma: Positive = 0.2
     """Standard deviation of the step towards another elite (`map_elites_line`)."""
-    strategy: Literal["cma_es", "cholesky_cma_es", "sep_cma_es", "lm_ma_es", "openai_es"] = "cma_es"
-    """Strategy of `cma_me` and `cma_mae`: full CMA-ES, CMA-ES by Cholesky factors (as good, and
-    faster from about thirty dimensions), or one for more than a few hundred dimensions."""
+    strategy: Literal["cholesky_cma_es", "cma_es", "sep_cma_es", "lm_ma_es", "openai_es"] = (
+        "cholesky_cma_es"
+    )
+    """Strategy of `cma_me` and `cma_mae`: CMA-ES by Cholesky factors; CMA-ES by eigenvectors as in
+    pyribs (as good, but slower from about thirty dimensions); or one for more than a few hundred
+    dimensions."""
     ranker: Literal["auto", "imp", "2imp", "obj", "rd"] = "auto"
     """Key by which a batch is ranked; here and in the next two, `auto` is the algorithm's own."""
     selection: Literal["auto", "filter", "mu"] = "auto"

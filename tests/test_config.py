@@ -96,7 +96,7 @@ def test_saved_config_is_read_back(tmp_path: Path) -> None:
         ),
         (
             {"search": {"algorithm": "cma_mae", "step_size": 0.1}},
-            "search.step_size has no effect with strategy 'cma_es', only with openai_es",
+            "search.step_size has no effect with strategy 'cholesky_cma_es', only with openai_es",
         ),
         ({"objective": {**MINIMAL["objective"], "radius": 1.0}}, "radius has no effect without"),
         (

@@ -138,9 +138,9 @@ class GradientArborescence:
             (), state.strategy, asked.coefficients, ranking.order, ranking.parents
         )
         latents = asked.latents.reshape(self.emitters, self.batch_size, -1)
-        weights = rowwise(lambda _, *rows: recombination_weights(*rows, latents.dtype))(
-            (), ranking.order, ranking.parents
-        )
+        weights = rowwise(
+            lambda _, order, parents: recombination_weights(order, parents, latents.dtype)
+        )((), ranking.order, ranking.parents)
         # Without a parent the mean is an empty sum: theta moves towards the origin, the mean
         # image. The published results include this effect, and are worse without it.
         mean = jnp.einsum("eb,ebd->ed", weights, latents, precision="highest")

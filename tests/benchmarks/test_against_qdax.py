@@ -81,7 +81,7 @@ def test_cells_are_the_same(centroids):
 def programs(setting, centroids):
     """QDax's, and this package's over the same cells."""
     archive = against_qdax.archives_of(centroids)["CVT"]
-    options = against_qdax.VARIANTS[setting.algorithm][""]
+    options, *_ = against_qdax.VARIANTS[setting.algorithm].values()
     return against_qdax.qdax(setting, centroids), against_qdax.ours(setting, archive, options)
 
 

@@ -39,8 +39,8 @@ class Generator(nn.Module):
         x = nn.Dense(4 * 4 * first, name="project")(latents)
         x = nn.relu(x.reshape(len(x), 4, 4, first))
         for i, features in enumerate(others, start=1):
-            x = nn.relu(TransposedConv(features, name=f"up{i}")(x))
-        return jnp.tanh(TransposedConv(3, name=f"up{len(self.config.channels)}")(x))
+            x = TransposedConv(features, nn.relu, name=f"up{i}")(x)
+        return TransposedConv(3, jnp.tanh, name=f"up{len(self.config.channels)}")(x)
 
 
 def init(config: DCGANConfig, key: Key) -> Params:

@@ -1,10 +1,15 @@
-"""Convolutions with small kernels as matrix products with windows.
+"""Convolutions with small kernels, in the forms that are fast on CPUs.
 
-XLA's own convolutions are slow inside a `lax.scan` on a CPU, where searches and trainings run.
-Gradients here are 2 times (inputs) to 5 times (kernels) as fast.
+XLA's own convolutions with strides, and its gradients of convolutions, are slow inside a `lax.scan`
+on a CPU, where searches and trainings run.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,7 +17,7 @@ from qdgs_jax.typing import Array
 
 
 class StridedConv(nn.Module):
-    """A 3 x 3 convolution of stride 2 and padding 1."""
+    """A 3 x 3 convolution of stride 2 and padding 1, as a matrix product with windows."""
 
     features: int
 
@@ -26,10 +31,13 @@ class TransposedConv(nn.Module):
     """A 4 x 4 transposed convolution of stride 2 and padding 1 (PyTorch's convention).
 
     Along one axis, output 2i-1 is x[i-1] k[2] + x[i] k[0], output 2i is x[i-1] k[3] + x[i] k[1].
-    Hence a product with 2 x 2 windows gives the four phases of each 2 x 2 block of outputs.
+    Hence a 2 x 2 convolution gives the four phases of each 2 x 2 block of outputs. The activation,
+    elementwise, is applied before the phases are interleaved: rows of four times the channels fill
+    a CPU's vectors.
     """
 
     features: int
+    activation: Callable[[Array], Array] = lambda x: x
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -38,10 +46,52 @@ class TransposedConv(nn.Module):
         taps = np.array([[2, 3], [0, 1]])  # [input x[i-1] or x[i], output 2i-1 or 2i]
         # [a, b, C, p, q, F]: input offsets a, b; output phases p, q
         phases = kernel[taps[:, None, :, None], taps[None, :, None, :]].transpose(0, 1, 4, 2, 3, 5)
-        y = _columns(x, size=2, stride=1) @ phases.reshape(4 * channels, 4 * self.features)
+        settings: Any = jax.config
+        precision = settings.jax_default_matmul_precision  # also for what is pulled back later
+        y = _convolve(precision, x, phases.reshape(2, 2, channels, 4 * self.features))
+        y = self.activation(y + jnp.tile(bias, 4))
         y = y.reshape(n, height + 1, width + 1, 2, 2, self.features)
         y = y.transpose(0, 1, 3, 2, 4, 5).reshape(n, 2 * height + 2, 2 * width + 2, self.features)
-        return y[:, 1:-1, 1:-1] + bias
+        return y[:, 1:-1, 1:-1]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _convolve(precision: str | None, x: Array, kernel: Array) -> Array:
+    """x [N, H, W, C], padded by 1, times kernel [2, 2, C, F]: [N, H + 1, W + 1, F]."""
+    return jax.lax.conv_general_dilated(
+        _padded(x), kernel, (1, 1), "VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=precision,
+    )  # fmt: skip
+
+
+def _forward(precision: str | None, x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _convolve(precision, x, kernel), (x, kernel)
+
+
+def _pull_back(
+    precision: str | None, saved: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array]:
+    """By products with windows."""
+    x, kernel = saved
+    n, height, width, channels = x.shape
+    flat = kernel.reshape(4 * channels, -1)
+    product = functools.partial(jnp.matmul, precision=precision)
+    windows = product(cotangent, flat.T).reshape(n, height + 1, width + 1, 2, 2, channels)
+    pulled = sum(
+        windows[:, 1 - a : 1 - a + height, 1 - b : 1 - b + width, a, b]
+        for a in (0, 1)
+        for b in (0, 1)
+    )
+    rows = _columns(x, size=2, stride=1).reshape(-1, 4 * channels)
+    weights = product(rows.T, cotangent.reshape(len(rows), -1))
+    return jnp.asarray(pulled), weights.reshape(kernel.shape)
+
+
+_convolve.defvjp(_forward, _pull_back)
+
+
+def _padded(x: Array) -> Array:
+    return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
 
 
 def _weights(module: nn.Module, size: int, n_in: int, n_out: int) -> tuple[Array, Array]:
@@ -53,7 +103,7 @@ def _weights(module: nn.Module, size: int, n_in: int, n_out: int) -> tuple[Array
 
 def _columns(x: Array, *, size: int, stride: int) -> Array:
     """Windows [N, H', W', size * size * C] of x [N, H, W, C] padded by 1."""
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    x = _padded(x)
     rows, columns = (length - size + 1 for length in x.shape[1:3])
     windows = [
         x[:, a : a + rows : stride, b : b + columns : stride]

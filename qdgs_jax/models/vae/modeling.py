@@ -47,9 +47,9 @@ class Decoder(nn.Module):
         side = self.config.image_size // 8
         x = nn.relu(nn.Dense(side * side * inner, name="fc1")(latents))
         x = x.reshape(len(x), side, side, inner)
-        x = nn.relu(TransposedConv(middle, name="convT1")(x))
-        x = nn.relu(TransposedConv(outer, name="convT2")(x))
-        return nn.sigmoid(TransposedConv(3, name="convT3")(x))
+        x = TransposedConv(middle, nn.relu, name="convT1")(x)
+        x = TransposedConv(outer, nn.relu, name="convT2")(x)
+        return TransposedConv(3, nn.sigmoid, name="convT3")(x)
 
 
 def init(config: VAEConfig, key: Key) -> Params:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from qdgs_jax.models.layers.convolutions import StridedConv, TransposedConv
+from qdgs_jax.typing import Array, Params
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 4, 3), (1, 5, 2, 1)])
@@ -21,6 +22,38 @@ def test_transposed_convolution_is_exact(shape):
             expected[:, 2 * i : 2 * i + 4, 2 * j : 2 * j + 4] += patch
     expected = expected[:, 1:-1, 1:-1] + np.asarray(params["bias"])
     np.testing.assert_allclose(layer.apply({"params": params}, x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["highest", "bfloat16"])
+def test_transposed_convolution_pulls_back_as_xla_does(precision: str) -> None:
+    """Gradients of inputs and weights, and the precision that was asked for when it was called."""
+    x = jax.random.normal(jax.random.key(0), (3, 4, 5, 3))
+    layer = TransposedConv(2, jnp.tanh)
+    params = layer.init(jax.random.key(1), x)["params"]
+
+    def by_xla(params: Params, x: Array) -> Array:
+        kernel = params["kernel"][::-1, ::-1]
+        y = jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), ((2, 2), (2, 2)), (2, 2), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return jnp.tanh(y + params["bias"][None, None, None])
+
+    def ours(params: Params, x: Array) -> Array:
+        with jax.default_matmul_precision(precision):
+            return layer.apply({"params": params}, x)
+
+    actual, pull_back = jax.vjp(ours, params, x)
+    expected, pull_back_xla = jax.vjp(by_xla, params, x)
+    cotangent = jax.random.normal(jax.random.key(2), actual.shape)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
+        (actual, pull_back(cotangent)),
+        (expected, pull_back_xla(cotangent)),
+    )
+    program = str(jax.make_jaxpr(pull_back)(cotangent))
+    asked, other = ("HIGHEST", "DEFAULT") if precision == "highest" else ("DEFAULT", "HIGHEST")
+    assert f"Precision.{asked}" in program
+    assert f"Precision.{other}" not in program
 
 
 def test_strided_convolution_is_exact() -> None:
