@@ -22,7 +22,7 @@ Differences: (1) QDax clips offspring to [0, 1]; here only the task clips, and e
     archive after the same emitter's last turn. Here they are those that the archive accepted, or
     the best half ("mu"), ranked relative to the archive before the batch.
 Command: python benchmarks/against_qdax.py --rounds 5 --json benchmarks/results/against_qdax.json
-Result: see benchmarks/README.md.
+Result: not measured at this size yet.
 """
 
 import argparse
