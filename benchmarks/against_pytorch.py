@@ -20,7 +20,7 @@ Method: CMA-MAEGA with the paper's options. Three programs have its one emitter 
 Command: python benchmarks/against_pytorch.py --curves \
         --json benchmarks/results/against_pytorch.json
     (needs the extra `bench`; --small has toy networks, to check that the script works)
-Result: see benchmarks/README.md; the domains `built-in` and `faces` are not measured yet.
+Result: see benchmarks/README.md; `faces` and the curves are not measured yet.
 """
 
 import argparse
