@@ -345,26 +345,25 @@ def speeds(domain: Domain, config: Config, folder: Path, rounds: int, device: st
         for program in programs(domain):
             manager = running(program, config, folder, domain.generations, device)
             pipe, report = stack.enter_context(manager)
-            pipes[program.name] = pipe
-            reports[program.name] = report | {"seconds": []}
-            reports[program.name]["report"] = report
+            pipes[program.name], reports[program.name] = pipe, report
             print(f"  {program.name}: ready after {report['started']:.0f} s", flush=True)
         require_agreement({name: report["scores"] for name, report in reports.items()})
+        times: dict[str, list[float]] = {name: [] for name in pipes}
         for _ in range(rounds):
             for name, pipe in pipes.items():
                 pipe.send("advance")
                 seconds, _ = pipe.recv()
-                reports[name]["seconds"].append(seconds / domain.generations)
+                times[name].append(seconds / domain.generations)
     lines = {}
     for program in programs(domain):
         report = reports[program.name]
-        second = median(report["seconds"])
+        second = median(times[program.name])
         rows = program.emitters * (1 + len(config.measures))
         lines[program.name] = {
             "emitters": program.emitters, "batch_size": program.batch_size,
-            "seconds": report["seconds"], "generation_s": second,
+            "seconds": times[program.name], "generation_s": second,
             "evaluations_per_s": program.evaluations / second, "gradients_per_s": rows / second,
-            "memory_bytes": report["report"]["memory_bytes"],
+            "memory_bytes": report["memory_bytes"],
             "loaded_s": report["loaded"], "compilation_s": report["compilation"],
             "ways_s": report["ways"],
         }  # fmt: skip
