@@ -145,12 +145,14 @@ def print_table(result: dict[str, Any]) -> None:
 
 
 def random_weights(config: stylegan2.StyleGAN2Config) -> Any:
-    """Weights of variance 1, with noise, without compiling `init`."""
+    """Effective weights of variance 1, with noise, without compiling `init`."""
     random = np.random.default_rng(0)
     shapes = jax.eval_shape(partial(stylegan2.init, config), jax.random.key(0))
-    return jax.tree.map(
+    weights = jax.tree.map(
         lambda leaf: jnp.asarray(random.normal(size=leaf.shape), jnp.float32), shapes
     )
+    mapping = jax.tree.map(lambda leaf: leaf / config.mapping_rate, weights["mapping"])
+    return {**weights, "mapping": mapping}
 
 
 def flop(config: stylegan2.StyleGAN2Config) -> float:
