@@ -16,15 +16,18 @@ Method: CMA-MAEGA with the paper's options. Three programs have its one emitter 
     from, and compilation, here or by `strong`; compilation is also reported apart. An evaluation is
     a latent whose scores are computed, a gradient a row of a Jacobian. With --curves, each seed of
     each program runs alone on the built-in domain, until it has both the evaluations and the
-    seconds asked for; QD score and coverage count elites with an objective above 0.
+    seconds asked for; QD score and coverage count elites with an objective above 0. A crop of its
+    own for each score is noise that fills cells, so the elites after equal evaluations are also
+    scored anew by whole images, in an empty archive.
 Command: python benchmarks/against_pytorch.py --curves \
         --json benchmarks/results/against_pytorch.json
     (needs the extra `bench`; --small has toy networks, to check that the script works)
-Result: see benchmarks/README.md; `faces` and the curves are not measured yet.
+Result: see benchmarks/README.md; `faces` is not measured yet.
 """
 
 import argparse
 import dataclasses
+import functools
 import json
 import multiprocessing
 import os
@@ -207,15 +210,20 @@ class Here:
 
     def scores(self, latents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Objective and measures [N, 1 + M] and gradients [N, 1 + M, D], without crops."""
+        scores, _ = self.score(self.problem.params, self.jax.random.key(0), latents, ())
+        values = np.column_stack([scores.objective, scores.measures])
+        return values, np.array(scores.jacobian)
+
+    @functools.cached_property
+    def score(self) -> Any:
+        """The score of whole images, with its Jacobian."""
         from qdgs_jax.scoring import make_score
 
         problem = self.problem
         encoder = dataclasses.replace(problem.config.encoder, random_crops=False)
         config = dataclasses.replace(problem.config, encoder=encoder)
-        score = make_score(config, problem.generator, problem.encoder).with_jacobian()
-        scores, _ = self.jax.jit(score)(problem.params, self.jax.random.key(0), latents, ())
-        values = np.column_stack([scores.objective, scores.measures])
-        return values, np.array(scores.jacobian)
+        score = make_score(config, problem.generator, problem.encoder)
+        return self.jax.jit(score.with_jacobian())
 
     def start(self, seed: int) -> None:
         config = dataclasses.replace(self.problem.config, seed=seed)
@@ -240,6 +248,21 @@ class Here:
     def quality(self) -> tuple[float, float]:
         """QD score and coverage."""
         return float(self.metrics.qd_score), float(self.metrics.coverage)
+
+    def elites(self) -> np.ndarray:
+        """Latents [n, D] of elites with an objective above 0."""
+        return np.asarray(self.state.elites.latents)[np.asarray(self.state.elites.objective) > 0]
+
+    def quality_without_crops(self, latents: np.ndarray) -> tuple[float, float]:
+        """QD score and coverage of latents that are scored by whole images, in an empty archive."""
+        values = np.concatenate(
+            [self.scores(np.resize(latents[i : i + 64], (64, latents.shape[1])))[0]
+             [: len(latents[i : i + 64])] for i in range(0, len(latents), 64)]
+        )  # fmt: skip
+        archive = self.problem.search.archive
+        cells, best = np.asarray(archive.index_of(values[:, 1:])), np.zeros(archive.size)
+        np.maximum.at(best, cells, values[:, 0])
+        return float(best.sum()), float((best > 0).mean())
 
 
 class There:
@@ -281,11 +304,17 @@ class There:
     def advance(self) -> float:
         return self.loop.advance(self.generations)
 
+    def elites(self) -> np.ndarray:
+        """Latents [n, D] of elites with an objective above 0."""
+        found = self.loop.result.data(["solution", "objective"])
+        return np.asarray(found["solution"], np.float32)[found["objective"] > 0]
+
 
 def serve(
     program: Program, config: Config, folder: Path, generations: int, device: str, pipe: Connection
 ) -> None:
-    """Loads, then answers: a seed restarts the search, "advance" runs it, None ends the process."""
+    """Loads, then answers: a seed restarts the search, "advance" runs it, "elites" are its latents,
+    latents are scored without crops, None ends the process."""
     began = time.perf_counter()
     if program.kind == "here":
         worker: Any = Here(program, config, generations)
@@ -302,6 +331,10 @@ def serve(
         if isinstance(asked, int):
             worker.start(asked)
             pipe.send(None)
+        elif isinstance(asked, np.ndarray):
+            pipe.send(worker.quality_without_crops(asked))
+        elif asked == "elites":
+            pipe.send(worker.elites())
         else:
             pipe.send((worker.advance(), worker.quality()))
     scale = 1 if sys.platform == "darwin" else 1024
@@ -385,8 +418,10 @@ def curves(
     domain: Domain, config: Config, folder: Path, seeds: int, evaluations: int, seconds: float,
     device: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """For each program and seed: evaluations, seconds, QD score and coverage as the search goes."""
+    """For each program and seed: evaluations, seconds, QD score and coverage as the search goes,
+    and both of the elites after `evaluations`, scored anew without crops."""
     found: dict[str, Any] = {}
+    elites: dict[str, list[np.ndarray]] = {program.name: [] for program in programs(domain)}
     for program in programs(domain):
         generations = max(1, 200 // program.evaluations)
         with running(program, config, folder, generations, device) as (pipe, _):
@@ -398,11 +433,23 @@ def curves(
                     pipe.send("advance")
                     took, quality = pipe.recv()
                     done = rows[-1][0] + generations * program.evaluations
+                    if rows[-1][0] < evaluations <= done:
+                        pipe.send("elites")
+                        elites[program.name].append(pipe.recv())
                     rows.append((done, rows[-1][1] + took, *quality))
                 found.setdefault(program.name, []).append(rows)
                 print(f"  {program.name}, seed {seed}: {rows[-1]}", flush=True)
+    anew: dict[str, list[tuple[float, float]]] = {}
+    with running(programs(domain)[3], config, folder, 1, device) as (pipe, _):
+        for name, each in elites.items():
+            for latents in each:
+                pipe.send(latents)
+                anew.setdefault(name, []).append(pipe.recv())
     return {
         name: {
+            "without_crops": dict(
+                zip(("qd_score", "coverage"), np.transpose(anew[name]).tolist(), strict=True)
+            ),
             "at_evaluations": summary(runs, 0, evaluations),
             "at_seconds": summary(runs, 1, seconds),
             "runs": [thin(run) for run in runs],
@@ -513,6 +560,7 @@ def print_curves(found: dict[str, Any], evaluations: int, seconds: float) -> Non
     for name, program in found.items():
         parts = []
         for where, at in (("at_evaluations", f"{evaluations} evaluations"),
+                          ("without_crops", "these elites without crops"),
                           ("at_seconds", f"{seconds:g} s")):  # fmt: skip
             score, coverage = (program[where][key] for key in ("qd_score", "coverage"))
             spread = np.std(score, ddof=1) if len(score) > 1 else 0
