@@ -1,6 +1,6 @@
 """The generator of a DCGAN."""
 
 from qdgs_jax.models.dcgan.modeling import DCGANConfig, generate, init
-from qdgs_jax.models.dcgan.params import load
+from qdgs_jax.models.dcgan.params import LAYOUT, find, load
 
-__all__ = ["DCGANConfig", "generate", "init", "load"]
+__all__ = ["LAYOUT", "DCGANConfig", "find", "generate", "init", "load"]
