@@ -82,6 +82,7 @@ class Setting:
             emitters=self.emitters,
             batch_size=self.batch,
             sigma0=self.sigma0,
+            threshold_min=0.0,
             **{name: value for name, value in options.items() if self.algorithm in SERVES[name]},
         )
         task = TASKS[self.task]

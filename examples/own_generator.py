@@ -27,8 +27,7 @@ mine = qdgs.Generator(
     sample=lambda key, n: jax.random.normal(key, (n, 8)),
 )
 config = qdgs.Config(
-    # Without prompts, quality is to be typical of the generator.
-    objective=ObjectiveConfig(typicality=1.0),
+    objective=ObjectiveConfig(),  # without prompts: images that are typical of the generator
     measures=(
         MeasureConfig(name="brightness", function="brightness", cells=20),
         MeasureConfig(name="warmth", function="warmth", cells=20),

@@ -11,6 +11,7 @@ balanced dataset:
 
 The modules are the stages, in this order; each is useful alone:
 
+    plugins         functions of other packages that a config names
     search_config   the options of the search
     config          the options of a run
     folders         claiming, locking and resuming folders of results
@@ -24,13 +25,15 @@ The modules are the stages, in this order; each is useful alone:
     encoders        images, text -> embeddings
     prompts         prompt pairs -> prompt embeddings
     image_measures  what a measure can name instead of prompts
-    typicality      quality without prompts
+    typicality      how typical latents and images are of a generator
     jacobian        the protocol of scores, and their gradients
     scoring         latents -> objective and measures
+    automatic       what `auto` stands for in a config, from random samples
     archives        cells, and the best latent found for each
     emitters        proposals of the next latents
     search          init, step, run: the whole loop as pure functions
     problem         a config with its models loaded and its prompts embedded
+    bins            regions of the measures, and even draws from them
     collectives     what devices exchange in a compiled program
     compilation     a config's programs for chips that are not there: whether they fit
     runs            a run's folder: metrics, checkpoints, pictures
@@ -54,6 +57,7 @@ if TYPE_CHECKING:
     from qdgs_jax.encoders import Encoder
     from qdgs_jax.errors import CheckpointError, ConfigError, QDGSError
     from qdgs_jax.generators import Generator
+    from qdgs_jax.image_measures import Classifier
     from qdgs_jax.jacobian import Scores, with_jacobian
     from qdgs_jax.problem import Problem, load_problem
     from qdgs_jax.runs.results import load_run
@@ -70,6 +74,7 @@ _MODULES = {
     "encoders": ("Encoder",),
     "errors": ("CheckpointError", "ConfigError", "QDGSError"),
     "generators": ("Generator",),
+    "image_measures": ("Classifier",),
     "jacobian": ("Scores", "with_jacobian"),
     "problem": ("Problem", "load_problem"),
     "runs.results": ("load_run",),
@@ -81,9 +86,9 @@ _MODULES = {
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
-    "CVTArchive", "CheckpointError", "Config", "ConfigError", "Encoder", "Generator", "GridArchive",
-    "Problem", "QDGSError", "Scores", "Search", "SearchConfig", "SearchState", "baseline",
-    "cvt_centroids", "export", "load_config", "load_problem", "load_run", "make_score",
+    "CVTArchive", "CheckpointError", "Classifier", "Config", "ConfigError", "Encoder", "Generator",
+    "GridArchive", "Problem", "QDGSError", "Scores", "Search", "SearchConfig", "SearchState",
+    "baseline", "cvt_centroids", "export", "load_config", "load_problem", "load_run", "make_score",
     "make_search", "read_folder", "sample", "with_jacobian",
 ]  # fmt: skip
 

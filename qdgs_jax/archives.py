@@ -204,11 +204,15 @@ def add(
     latents: Latents,
     objective: Objective,
     measures: Measures,
+    allowed: Array | None = None,
 ) -> tuple[ArchiveState, Insertion]:
     """Inserts a batch; a cell that accepts several solutions keeps the best, the first of equals.
 
     In an annealed archive, a solution above the cell's threshold replaces the elite even if it is
     worse than the elite; keep an elitist archive too.
+
+    Args:
+        allowed: which solutions may be accepted, [N] bool; all by default.
     """
     N, K = len(objective), archive.size
     finite = jnp.isfinite(objective) & jnp.isfinite(measures).all(axis=-1)
@@ -217,6 +221,8 @@ def add(
     cell = archive.index_of(measures)
     threshold, occupied = state.threshold[cell], state.objective[cell] > -jnp.inf
     accepted = objective > threshold  # strictly; -inf never is
+    if allowed is not None:
+        accepted &= allowed
     status = jnp.where(accepted, jnp.where(occupied, 1, 2), 0).astype(jnp.int32)
     base = jnp.where(jnp.isneginf(threshold), 0, threshold)
     insertion = replicated(

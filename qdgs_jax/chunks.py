@@ -49,3 +49,10 @@ def device_memory() -> int:
     known = stats.get("bytes_limit")
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return known or machine // jax.local_device_count()
+
+
+def program_memory(program: jax.stages.Compiled) -> int:
+    """Bytes that each device holds while a compiled program runs."""
+    found: Any = program.memory_analysis()
+    held = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    return int(held + found.temp_size_in_bytes + found.generated_code_size_in_bytes)

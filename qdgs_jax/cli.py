@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import platformdirs
 import tyro
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from qdgs_jax.config import (
     NOTICES,
@@ -26,7 +26,16 @@ from qdgs_jax.config import (
 from qdgs_jax.errors import ConfigError, LostProcessError, QDGSError
 from qdgs_jax.experiments.repair.config import RepairConfig
 from qdgs_jax.named_config import named_config
-from qdgs_jax.terminal import discard, open_standard_files, progress, say, show_warning, tell
+from qdgs_jax.terminal import (
+    discard,
+    literal,
+    open_standard_files,
+    progress,
+    say,
+    show_warning,
+    table,
+    tell,
+)
 from qdgs_jax.training.config import TrainConfig
 
 CACHE_BYTES = 4 * 2**30
@@ -117,6 +126,7 @@ def run_command(arguments: list[str]) -> int:
         tyro.extras.subcommand_cli_from_dict(
             {
                 "sample": functools.partial(sample, overrides=config),
+                "bins": show_bins,
                 "export": export,
                 "baseline": functools.partial(baseline, overrides=config),
                 "train": functools.partial(
@@ -128,6 +138,8 @@ def run_command(arguments: list[str]) -> int:
                     or RepairConfig(),
                 ),
                 "compile": functools.partial(compile_search, overrides=config),
+                "models": show_models,
+                "measures": show_measures,
                 "convert": convert,
                 "pretrain": pretrain,
             },
@@ -167,6 +179,7 @@ def sample(
     overrides: Overrides,
     out: Path | None = None,
     resume: bool = False,
+    dry_run: bool = False,
     acknowledge_notice: bool = False,
     allow_code: bool = False,
     computing: Computing = Devices(),
@@ -178,12 +191,24 @@ def sample(
         out: run folder; runs/NAME-OF-THE-CONFIG if not given.
         resume: continue from the last checkpoint of the run folder, or a finished run for more
             generations.
+        dry_run: load, compile and time a few generations, tell memory and seconds that the run
+            takes, and write nothing.
         acknowledge_notice: continue although the config has a notice.
-        allow_code: import measures that are functions of other packages or of the working folder.
+        allow_code: import models and measures that are functions of other packages or of the
+            working folder.
     """
     _require_read(config, overrides)
     _require_acknowledged(overrides, acknowledge_notice)
     from qdgs_jax import sharding  # jax is slow to import
+
+    if dry_run:
+        from qdgs_jax.runs import rehearsal
+
+        with computing.used() as reports, progress(0, sharding.devices):
+            found = rehearsal.rehearse(overrides, allow_code=allow_code)
+        if reports:
+            tell({"config": str(config), **found.as_dict()}, literal(str(found)))
+        return
     from qdgs_jax.runs import sampling as runs
 
     folder = out or Path("runs") / config.stem
@@ -193,6 +218,8 @@ def sample(
             overrides, folder, resume=resume, report=report, allow_code=allow_code
         )
     if reports:
+        for sentence in summary["verdict"]["sentences"]:
+            say(sentence)
         tell(
             {"run": str(folder), **summary},
             "{elites} elites, coverage {coverage:.1%}, QD score {qd_score:.0f}, best objective "
@@ -211,6 +238,9 @@ def export(
     seed: int = 0,
     no_repeat: bool = False,
     test_share: float | None = None,
+    bins: Path | None = None,
+    bin: UseAppendAction[tuple[str, ...]] = (),
+    allow_code: bool = False,
     computing: Computing = Devices(),
 ) -> None:
     """Render a balanced dataset from the elites of a run.
@@ -224,7 +254,16 @@ def export(
         no_repeat: show no elite twice; bins with too few elites get fewer images.
         test_share: share of the images in a folder `test`, such as 0.2, the others in `train`;
             copies of an elite stay together.
+        bins: TOML file of `[[bins]]` tables in place of the config's bins; `qdgs bins RUN` proposes
+            some.
+        bin: a bin in place of the config's, "NAME:LABEL:measure=low..high,measure2=..high", of
+            which ends may be left out. Repeat the option for more bins.
+        allow_code: import a generator that is a function of another package or of the working
+            folder.
     """
+    if bins and bin:
+        raise ConfigError("Bins are either those of --bins FILE or each a --bin: give one of them.")
+    from qdgs_jax.bins import parse_bin
     from qdgs_jax.datasets import export as dataset
 
     with computing.used() as reports:
@@ -236,9 +275,57 @@ def export(
             seed=seed,
             no_repeat=no_repeat,
             test_share=test_share,
+            bins=[parse_bin(each) for each in bin] or bins,
+            allow_code=allow_code,
         )
     if reports:
-        tell({"dataset": str(out), **balance.as_dict()}, str(balance))
+        tell({"dataset": str(out), **balance.as_dict()}, literal(str(balance)))
+
+
+def show_bins(
+    run: Positional[Path],
+    *,
+    split: Literal["quantiles", "equal"] = "quantiles",
+    parts: int = 2,
+    measures: tuple[str, ...] = (),
+    min_objective: float | None = None,
+    out: Path | None = None,
+) -> None:
+    """Show how the elites of a run lie in measures and bins, and propose bins to export.
+
+    Args:
+        run: run folder that `qdgs sample` has finished.
+        split: divide measures into parts of equally many elites, or of equal width.
+        parts: of each measure.
+        measures: names of those to divide; all if not given.
+        min_objective: leave out elites below it; the config's export.min_objective if not given.
+        out: new TOML file for the proposed bins, for `qdgs export --bins`.
+    """
+    from qdgs_jax import bins, files
+    from qdgs_jax.runs.results import load_run
+
+    if out and out.exists():
+        raise ConfigError(f"{out} exists already: name another file.")
+    loaded = load_run(run)
+    config, elites = loaded.config, loaded.elites
+    floor = config.export.min_objective if min_objective is None else min_objective
+    found = bins.survey(
+        config, elites.objective, elites.measures,
+        min_objective=floor, split=split, parts=parts, names=measures,
+    )  # fmt: skip
+    if out:
+        files.write(out, found["toml"])
+    counts = [{key: each[key] for key in ("bin", "label", "elites")} for each in found["bins"]]
+    below = found["below_min_objective"]
+    text = [
+        f"{found['elites']} elites"
+        + (f", {below} of them below min_objective ({floor:g}) and left out here" if below else ""),
+        table(found["measures"]),
+        table(counts) + f"\nin no bin: {found['outside_bins']}",
+        f"Proposed for `qdgs export {run} DATASET --bins {out or 'FILE'}`:",
+        found["toml"].rstrip(),
+    ]
+    tell({"run": str(run), **found}, literal("\n\n".join(text)))
 
 
 def baseline(
@@ -260,7 +347,8 @@ def baseline(
         count: images; the config's export.count if not given.
         nearest_bin: label images that no bin holds by the nearest bin; otherwise as `unlabelled`.
         acknowledge_notice: continue although the config has a notice.
-        allow_code: import measures that are functions of other packages or of the working folder.
+        allow_code: import models and measures that are functions of other packages or of the
+            working folder.
     """
     _require_read(config, overrides)
     _require_acknowledged(overrides, acknowledge_notice)
@@ -276,7 +364,7 @@ def baseline(
             allow_code=allow_code,
         )
     if reports:
-        tell({"dataset": str(out), **balance.as_dict()}, str(balance))
+        tell({"dataset": str(out), **balance.as_dict()}, literal(str(balance)))
 
 
 def compile_search(
@@ -295,7 +383,8 @@ def compile_search(
         topology: chip and layout, such as v5e:4x4 or h100:8; a wrong name lists those known.
         emitters: in place of search.emitters.
         batch_size: in place of search.batch_size.
-        allow_code: import measures that are functions of other packages or of the working folder.
+        allow_code: import models and measures that are functions of other packages or of the
+            working folder.
     """
     _require_read(config, overrides)
     from qdgs_jax.compilation.programs import compile_for
@@ -308,7 +397,7 @@ def compile_search(
     report = compile_for(
         dataclasses.replace(overrides, search=search), topology, allow_code=allow_code
     )
-    tell({"config": str(config), **report.as_dict()}, str(report))
+    tell({"config": str(config), **report.as_dict()}, literal(str(report)))
     if not report.fits:
         raise QDGSError(report.problem())
 
@@ -363,7 +452,8 @@ def repair_experiment(
         config: TOML file; each of its values can be overridden by an option.
         out: folder of the results; runs/NAME-OF-THE-CONFIG if not given.
         resume: continue with the results in that folder.
-        allow_code: import measures that are functions of other packages or of the working folder.
+        allow_code: import models and measures that are functions of other packages or of the
+            working folder.
     """
     from qdgs_jax.experiments.repair import experiment
 
@@ -399,6 +489,24 @@ def pretrain(
         vae_training.train_vae(out, seed=seed)
     else:
         clip_training.train_clip(out, seed=seed)
+
+
+def show_models() -> None:
+    """List built-in generators and encoders, and the files that are read."""
+    from qdgs_jax import catalogue
+
+    found = catalogue.models()
+    tables = "\n\n".join(table(rows) for rows in found.values())
+    tell(found, literal(f"{tables}\n\nOthers are functions `package.module:function`."))
+
+
+def show_measures() -> None:
+    """List built-in functions of images for `function` of a config's measures."""
+    from qdgs_jax import catalogue
+
+    found = catalogue.measures()
+    other = "Others are functions `package.module:function`, and pairs of prompts."
+    tell({"measures": found}, literal(f"{table(found)}\n\n{other}"))
 
 
 def convert(

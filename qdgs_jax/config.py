@@ -29,6 +29,7 @@ MAX_CELLS = 10**8
 """Of a grid."""
 MAX_IMAGES = 10**7
 """Of a dataset; the plan of so many takes about 1 GiB."""
+MAX_BINS = 500
 
 
 @checked
@@ -36,7 +37,8 @@ class GeneratorConfig:
     """The frozen generator that is sampled."""
 
     model: str = "shapes-vae"
-    """Name of a built-in generator, or path of a checkpoint (file or folder)."""
+    """Name of a built-in generator, path of a checkpoint (file or folder), or a function
+    `package.module:function` that returns a `qdgs_jax.Generator` and its weights."""
     latent_space: LatentSpace = "auto"
     """Searched space: the network's inputs `z`, a StyleGAN2's style `w`, or one style for each
     layer, `w+`; `auto`: `w+` for a StyleGAN2, `z` for others."""
@@ -44,6 +46,13 @@ class GeneratorConfig:
     """Truncation of a StyleGAN2's random styles: 1 for none; lower is cleaner and less varied."""
     precision: Literal["highest", "default", "bf16"] = "highest"
     """Precision of a StyleGAN2's matrix products: float32, the device's default, or bfloat16."""
+    classes: Annotated[tuple[Name, ...], Field(max_length=10_000)] = ()
+    """Names of the classes of a conditional generator: of a DCGAN whose last inputs are a one-hot
+    class, or of a StyleGAN2 in place of numbers."""
+
+    def __post_init__(self) -> None:
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"`classes` needs distinct names, got {', '.join(self.classes)}")
 
 
 @checked
@@ -51,7 +60,8 @@ class EncoderConfig:
     """The frozen image-text encoder that scores."""
 
     model: str = "shapes-clip"
-    """Name of a built-in encoder, path of a checkpoint, or hub id."""
+    """Name of a built-in encoder, path of a checkpoint, hub id, or a function
+    `package.module:function` that returns a `qdgs_jax.Encoder` and its weights."""
     precision: Literal["highest", "default", "bf16"] = "highest"
     """Precision of its matrix products: float32, the device's default, or bfloat16."""
     random_crops: bool = True
@@ -63,11 +73,12 @@ class ObjectiveConfig:
     """Quality, with or without prompts. Several texts in one prompt are separated by `|`."""
 
     positive: str = ""
-    """Prompt of good images; prompts are optional if `typicality` or `regularisation` is set."""
+    """Prompt of good images; without prompts, all images in distribution are as good."""
     negative: str = ""
     """Prompt of bad images."""
-    typicality: Weight = 0.0
-    """Weight of the excess Mahalanobis distance to the generator's mean image; 0: none."""
+    typicality: Weight = 1.0
+    """Weight of the distance to random images, which is up to 1 for typical ones (only with
+    search.constraint `typical`); 0: none."""
     regularisation: Weight = 0.0
     """Weight of the squared distance of latents to a ball around the origin; 0: none."""
     radius: Positive = 0.5
@@ -106,21 +117,44 @@ class MeasureConfig:
     """Prompt of the high end."""
     function: str = ""
     """Instead of prompts: a built-in image measure, or `package.module:function` of one's own."""
+    classifier: str = ""
+    """Instead of prompts: `package.module:function` that returns a `qdgs_jax.Classifier` and its
+    weights."""
+    output: Literal["probability", "logit", "expected", "class"] = "class"
+    """Of a classifier: the probability or logit of the class `target`, the expected value of its
+    classes, or the class itself, with a cell for each."""
+    target: str = ""
+    """Name of the class of which `output` is the probability or logit."""
     range: Interval | Literal["auto"] = "auto"
     """Ends of the grid; `auto` takes them from random samples and records them."""
     cells: Count = 50
     """Cells along this axis of a grid."""
 
     def __post_init__(self) -> None:
-        if bool(self.function) == bool(self.low or self.high):
+        if bool(self.low or self.high) + bool(self.function) + bool(self.classifier) != 1:
             raise ValueError(
-                f"measure '{self.name}' needs either both prompts `low` and `high` or a `function`"
+                f"measure '{self.name}' needs either both prompts `low` and `high`, a `function`, "
+                "or a `classifier`"
             )
-        if not self.function:
+        if not self.classifier and (self.output, self.target) != ("class", ""):
+            raise ValueError(
+                f"measure '{self.name}': `output` and `target` have no effect without `classifier`"
+            )
+        if bool(self.target) != (self.output in ("probability", "logit")):
+            raise ValueError(
+                f"measure '{self.name}': `output` 'probability' or 'logit', and only these, need "
+                "the name of a class in `target`"
+            )
+        if self.has_prompts:
             _require_text(f"measure '{self.name}'", "low", self.low)
             _require_text(f"measure '{self.name}'", "high", self.high)
         if self.range != "auto" and (problem := range_problem(*self.range, self.cells)):
             raise ValueError(f"measure '{self.name}': `range` {problem}")
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether it is a pair of prompts, which need an encoder."""
+        return not (self.function or self.classifier)
 
     @property
     def ends(self) -> Interval:
@@ -178,8 +212,15 @@ class ExportConfig:
     """Images in the dataset."""
     min_objective: Annotated[float, Field(ge=-math.inf)] = -math.inf
     """Elites with a lower objective are left out."""
-    bins: Annotated[tuple[BinConfig, ...], Field(max_length=500)] = ()
+    bins: Annotated[tuple[BinConfig, ...], Field(max_length=MAX_BINS)] = ()
     """Regions to fill equally; without any, images are drawn evenly from all filled cells."""
+
+
+@checked
+class BinsConfig:
+    """A file of bins, in place of those of a run's config."""
+
+    bins: Annotated[tuple[BinConfig, ...], Field(max_length=MAX_BINS)]
 
 
 @checked
@@ -201,7 +242,13 @@ class Config:
     def __post_init__(self) -> None:
         objective = self.objective
         wordless = not (objective.positive or objective.negative)
-        if not (wordless and (objective.typicality or objective.regularisation)):
+        typical = self.search.constraint == "typical"
+        if not typical and objective.typicality != ObjectiveConfig.typicality:
+            raise ValueError(
+                "objective.typicality has no effect unless search.constraint is 'typical': leave "
+                "it out"
+            )
+        if not (wordless and (typical or objective.regularisation)):
             _require_text("objective", "positive", objective.positive)
             _require_text("objective", "negative", objective.negative)
         if wordless and objective.uniqueness:
@@ -257,7 +304,7 @@ class Config:
     @property
     def has_prompts(self) -> bool:
         """Whether there are prompts, which need an encoder."""
-        return bool(self.objective.positive) or not all(m.function for m in self.measures)
+        return bool(self.objective.positive) or any(m.has_prompts for m in self.measures)
 
 
 def load_config(path: str | Path) -> Config:
@@ -276,6 +323,15 @@ def parse_config(values: dict[str, Any], *, source: str) -> Config:
         ConfigError: unknown key, missing key or value out of range.
     """
     return validate(Config, values, source=source)
+
+
+def load_bins(path: str | Path) -> tuple[BinConfig, ...]:
+    """Reads a TOML file of `[[bins]]` tables, each like one of a config's `[[export.bins]]`.
+
+    Raises:
+        ConfigError: the file is missing, not TOML, or holds unknown keys or bad values.
+    """
+    return validate(BinsConfig, read_toml(Path(path)), source=str(path)).bins
 
 
 def save_config(path: Path, config: Config) -> None:

@@ -3,15 +3,18 @@
 import functools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import jax
 import jax.numpy as jnp
 
-from qdgs_jax import files, folders
+from qdgs_jax import files, folders, plugins
 from qdgs_jax.errors import CheckpointError, ConfigError, did_you_mean
+from qdgs_jax.generators import sha256_of
 from qdgs_jax.models import clip
 from qdgs_jax.models.checkpoint import existing, explained, fingerprint, shown
 from qdgs_jax.models.precision import Precision
@@ -33,7 +36,8 @@ class Encoder:
     name: str
     """Built-in name, hub id, or last part of the path."""
     sha256: str
-    """SHA-256 of the file of weights, in hex."""
+    """SHA-256 of the file of weights, in hex; empty where a function makes the encoder: it becomes
+    that of the weights themselves."""
     image_size: int
     """Side of the square images that it reads, in pixels."""
     embed_images: Callable[[Params, Images], Embeddings]
@@ -42,26 +46,47 @@ class Encoder:
     """(params, token ids [N, T]) -> [N, E], unit norm."""
     tokenize: Callable[[list[str]], Array]
     """Texts -> token ids int32 [N, T]; raises ConfigError where a text is too long."""
-    unknown_words: Callable[[str], list[str]]
+    unknown_words: Callable[[str], list[str]] = lambda text: []
     """The words of a text that are not in the tokenizer's vocabulary."""
 
 
-def load(model: str, *, precision: Precision = "highest") -> tuple[Encoder, Params]:
-    """Loads a CLIP; its tokenizer only when the first text is tokenized.
+def load(
+    model: str,
+    *,
+    precision: Precision = "highest",
+    allow_code: bool = False,
+    gradients: bool = False,
+) -> tuple[Encoder, Params]:
+    """Loads a CLIP, or calls a function `package.module:function` that returns an `Encoder` and its
+    weights. A CLIP's tokenizer is loaded only when the first text is tokenized.
 
     Args:
-        model: built-in name, path of a file or folder of weights, or hub id.
-        precision: of its matrix products; see `qdgs_jax.models.clip.embed_images`.
+        model: built-in name, path of a file or folder of weights, hub id, or function. A path that
+            exists is no function.
+        precision: of a CLIP's matrix products; see `qdgs_jax.models.clip.embed_images`.
+        allow_code: whether it may be a function, of which the module is imported.
+        gradients: whether a function's encoder must be differentiable.
 
     Raises:
-        ConfigError: there is no such name, path or hub id.
+        ConfigError: there is no such name, path or hub id, or a function that is not allowed,
+            fails, or returns something else.
         CheckpointError: the weights cannot be read.
     """
     path = BUILT_IN.get(model) or existing(model)
+    if path is None and plugins.is_function(model):
+        if precision != "highest":
+            raise ConfigError(
+                f"The encoder '{model}' is a function of another package, which decides its "
+                "precision itself: leave encoder.precision out."
+            )
+        subject = f"The encoder '{model}'"
+        made = plugins.make(model, subject, Encoder, allow_code=allow_code)
+        return checked(*made, gradients=gradients)
     if path is None and not re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", model):
         raise ConfigError(
             f"There is no encoder '{shown(model)}'{did_you_mean(shown(model), BUILT_IN)}: give the "
-            f"path of a checkpoint, a hub id or the name of a built-in, {', '.join(BUILT_IN)}."
+            f"path of a checkpoint, a hub id, the name of a built-in, {', '.join(BUILT_IN)}, or a "
+            "function 'package.module:function'."
         )
     weights = clip.find_weights(path or model)
     config, params = clip.load(weights)
@@ -87,6 +112,57 @@ def load(model: str, *, precision: Precision = "highest") -> tuple[Encoder, Para
         unknown_words=lambda text: _unknown_words(weights.parent, tokenizer(), text),
     )
     return encoder, params
+
+
+def checked(encoder: Encoder, params: Params, *, gradients: bool = False) -> tuple[Encoder, Params]:
+    """An encoder of the user's own, with embeddings of unit norm, whatever their norm was.
+
+    Its embeddings of images are checked by shapes, without computing any.
+
+    Args:
+        gradients: whether `embed_images` must be differentiable.
+
+    Raises:
+        ConfigError: a part of the interface is impossible, fails, or does not fit another.
+    """
+    subject, side = f"The encoder '{shown(str(encoder.name))}'", encoder.image_size
+    if not (isinstance(side, Integral) and side > 0):
+        raise ConfigError(f"{subject}: `image_size` is no positive whole number: correct it.")
+    images = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
+    _, size = plugins.shape_of(
+        f"{subject}: `embed_images(params, images)`",
+        encoder.embed_images,
+        params,
+        images,
+        wanted=lambda shape: len(shape) == 2 and shape[0] == 2,
+        remedy=f"let it return embeddings [2, E] of two images [2, {side}, {side}, 3], or correct "
+        "`image_size`",
+    )
+    if gradients:
+        embed = encoder.embed_images
+        plugins.require_gradients(f"{subject}: `embed_images`", embed, params, images)
+
+    def tokenize(texts: list[str]) -> Array:
+        with plugins.failures_told(f"{subject}: `tokenize(texts)`"):
+            return encoder.tokenize(texts)
+
+    def embed_tokens(params: Params, tokens: Array) -> Embeddings:
+        with plugins.failures_told(f"{subject}: `embed_tokens(params, tokens)`"):
+            embeddings = jnp.asarray(encoder.embed_tokens(params, tokens))
+        if embeddings.shape != (len(tokens), size):
+            raise ConfigError(
+                f"{subject}: `embed_tokens` returns {embeddings.shape} for {len(tokens)} texts: "
+                f"let it return [{len(tokens)}, {size}], as long as embeddings of images."
+            )
+        return _unit(embeddings)
+
+    return replace(
+        encoder,
+        sha256=encoder.sha256 or sha256_of(params),
+        embed_images=lambda params, images: _unit(encoder.embed_images(params, images)),
+        embed_tokens=embed_tokens,
+        tokenize=tokenize,
+    ), params
 
 
 def convert(source: str, folder: Path) -> None:

@@ -1,17 +1,17 @@
-"""Plain functions of images that a measure can name in place of prompts."""
+"""Functions and classifiers of images that a measure can name in place of prompts."""
 
-import importlib
-import os
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qdgs_jax import plugins
 from qdgs_jax.config import MeasureConfig
 from qdgs_jax.errors import ConfigError, did_you_mean
-from qdgs_jax.typing import Array, Images
+from qdgs_jax.generators import sha256_of
+from qdgs_jax.typing import Array, Images, Params
 
 ImageMeasure = Callable[[Images], Array]  # [N, H, W, 3] -> [N]
 
@@ -44,12 +44,12 @@ def coverage(images: Images) -> Array:
 
 
 def skin_tone(images: Images) -> Array:
-    """Individual typology angle of a face's skin in degrees, ITA = atan((L* - 50) / b*).
+    """Individual typology angle of a face's skin, from about -90 (dark) to 90 (light) degrees.
 
-    Above 55 is very light, above 41 light, above 28 intermediate, above 10 tan, above -30 brown,
-    and dark below (Del Bino and Bernerd 2013). It is the angle of the skin's mean colour, because
-    angles of single dark pixels are unreliable. If light makes skin bluish, b* < 0, the angle
-    continues beyond +-90 without a jump.
+    ITA = atan((L* - 50) / b*). Above 55 is very light, above 41 light, above 28 intermediate, above
+    10 tan, above -30 brown, and dark below (Del Bino and Bernerd 2013). It is the angle of the
+    skin's mean colour, because angles of single dark pixels are unreliable. If light makes skin
+    bluish, b* < 0, the angle continues beyond +-90 without a jump.
 
     Skin is the most common reddish and yellowish colour in an ellipse in the middle. This excludes
     hair, glasses, mouths and highlights, unless they have the colour of skin.
@@ -118,27 +118,118 @@ IMAGE_MEASURES: dict[str, ImageMeasure] = {
 }
 
 
-def load(measure: MeasureConfig, image_size: int, *, allow_code: bool = False) -> ImageMeasure:
+@dataclass(frozen=True)
+class Classifier:
+    """A classifier of images without its weights, which are arguments of `logits`."""
+
+    name: str
+    classes: tuple[str, ...]
+    """Names of its C classes."""
+    logits: Callable[[Params, Images], Array]
+    """(params, images [N, H, W, 3] in [0, 1]) -> [N, C], of which softmax gives probabilities."""
+    values: tuple[float, ...] = ()
+    """Numbers that the classes stand for, such as years of age, for the expected value."""
+    sha256: str = ""
+    """SHA-256 of its weights, in hex; computed if it is empty."""
+
+
+def load_classifiers(
+    measures: Sequence[MeasureConfig], *, allow_code: bool = False
+) -> tuple[dict[str, Classifier], dict[str, Params]]:
+    """The classifiers that measures name, and their weights, each once, by `measure.classifier`.
+
+    Raises:
+        ConfigError: one does not exist, is not allowed, or fails.
+    """
+    found, weights = {}, {}
+    for measure in measures:
+        name = measure.classifier
+        if name and name not in found:
+            subject = f"The classifier '{name}' of measure '{measure.name}'"
+            made, params = plugins.make(name, subject, Classifier, allow_code=allow_code)
+            found[name] = replace(made, sha256=made.sha256 or sha256_of(params))
+            weights[name] = params
+    return found, weights
+
+
+def of_classifier(
+    measure: MeasureConfig, classifier: Classifier, params: Params, image_shape: tuple[int, int]
+) -> Callable[[Params, Images], Array]:
+    """(params of the classifier, images) -> the measure [N]: its `output`; the shape is checked.
+
+    Raises:
+        ConfigError: it has no such class or no values, fails, or returns something else.
+    """
+    subject, C = f"The classifier '{measure.classifier}' of measure '{measure.name}'", classifier
+    plugins.shape_of(
+        f"{subject}: `logits(params, images)`",
+        C.logits,
+        params,
+        jax.ShapeDtypeStruct((2, *image_shape, 3), jnp.float32),
+        wanted=lambda shape: shape == (2, len(C.classes)),
+        remedy=f"let it return [2, {len(C.classes)}] for two images, as it has "
+        f"{len(C.classes)} `classes`",
+    )
+    if measure.target and measure.target not in C.classes:
+        raise ConfigError(
+            f"{subject} has no class '{measure.target}'{did_you_mean(measure.target, C.classes)}: "
+            "correct `target`."
+        )
+    if measure.output == "expected" and len(C.values) != len(C.classes):
+        raise ConfigError(
+            f"{subject} has {len(C.values)} `values` for {len(C.classes)} classes: give one for "
+            "each, or choose another `output`."
+        )
+
+    def read(params: Params, images: Images) -> Array:
+        logits = C.logits(params, images)
+        match measure.output:
+            case "logit":
+                return logits[:, C.classes.index(measure.target)]
+            case "probability":
+                return jax.nn.softmax(logits)[:, C.classes.index(measure.target)]
+            case "expected":
+                return jax.nn.softmax(logits) @ jnp.asarray(C.values, logits.dtype)
+            case _:
+                return jnp.argmax(logits, axis=-1).astype(logits.dtype)
+
+    return read
+
+
+def load(
+    measure: MeasureConfig,
+    image_shape: tuple[int, int],
+    *,
+    gradients: bool = False,
+    allow_code: bool = False,
+) -> ImageMeasure:
     """The function that a measure names; the shape of its result is checked.
 
     Args:
+        image_shape: height and width of the images, in pixels.
+        gradients: whether it must be differentiable.
         allow_code: whether it may be another than `IMAGE_MEASURES`: its module is imported then,
             from the working folder as well. A config is code in that case.
 
     Raises:
         ConfigError: it does not exist, is not allowed, fails, or does not return one real number
-            for each image.
+            for each image, or has no gradients where they are needed.
     """
     subject = f"The function '{measure.function}' of measure '{measure.name}'"
     name = measure.function.removeprefix(f"{__name__}:")
-    function = IMAGE_MEASURES.get(name) or _import(measure.function, subject, allow_code)
+    function = IMAGE_MEASURES.get(name)
+    if not function and ":" not in measure.function:
+        raise ConfigError(
+            f"{subject} is none of {', '.join(IMAGE_MEASURES)}"
+            f"{did_you_mean(measure.function, list(IMAGE_MEASURES))}: name one of them, "
+            "or write 'package.module:function'."
+        )
+    function = function or plugins.load(measure.function, subject, allow_code=allow_code)
 
     def checked(images: Images) -> Array:
-        try:
+        with plugins.failures_told(subject):
             values = function(images)
             shape, real = jnp.shape(values), jnp.isrealobj(values)
-        except (Exception, SystemExit) as error:
-            raise ConfigError(f"{subject} fails ({_first_line(error)}): mend it.") from error
         if shape != (len(images),) or not real:
             raise ConfigError(
                 f"{subject} returns the shape {shape} for images {images.shape}: let it return one "
@@ -146,42 +237,8 @@ def load(measure: MeasureConfig, image_size: int, *, allow_code: bool = False) -
             )
         return values
 
-    jax.eval_shape(checked, jax.ShapeDtypeStruct((2, image_size, image_size, 3), jnp.float32))
+    images = jax.ShapeDtypeStruct((2, *image_shape, 3), jnp.float32)
+    jax.eval_shape(checked, images)
+    if gradients:
+        plugins.require_gradients(subject, checked, images)
     return checked
-
-
-def _import(function: str, subject: str, allow_code: bool) -> ImageMeasure:
-    module_name, colon, name = function.partition(":")
-    if not colon:
-        raise ConfigError(
-            f"{subject} is none of {', '.join(IMAGE_MEASURES)}"
-            f"{did_you_mean(function, list(IMAGE_MEASURES))}: name one of them, "
-            "or write 'package.module:function'."
-        )
-    if not allow_code:
-        raise ConfigError(
-            f"{subject} is code from outside of this package, which a config of somebody else's "
-            "could use to do anything: read it, then pass --allow-code (allow_code=True in Python)."
-        )
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last: it shadows nothing
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        raise ConfigError(
-            f"{subject} cannot be imported ({_first_line(error)}): install its package or correct "
-            "the name."
-        ) from error
-    found = getattr(module, name, None)
-    if not callable(found):
-        known = [key for key, value in vars(module).items() if callable(value)]
-        raise ConfigError(
-            f"{subject} does not exist in the module {module_name}"
-            f"{did_you_mean(name, known)}: correct the name."
-        )
-    return found
-
-
-def _first_line(error: BaseException) -> str:
-    """What an error says, without what JAX and others append over many lines."""
-    return f"{type(error).__name__}: {error}".partition("\n")[0]

@@ -22,6 +22,7 @@ class Scores(struct.PyTreeNode):
     objective: Objective  # [N], higher is better
     measures: Measures  # [N, M]
     jacobian: Array | None = None  # [N, 1 + M, D], the objective's gradient first, if asked for
+    atypical: Array | None = None  # [N] bool, out of distribution, if the score tells: no elites
 
 
 Score: TypeAlias = Callable[[Params, Key, Latents, Memory], tuple[Scores, Memory]]
@@ -38,13 +39,14 @@ def with_jacobian(score: Score) -> Score:
     def scored(params: Params, key: Key, latents: Latents, memory: Memory) -> tuple[Scores, Memory]:
         def values(latents: Latents) -> tuple[Array, Memory]:
             scores, after = score(params, key, latents, memory)
-            return jnp.concatenate([scores.objective[:, None], scores.measures], axis=1), after
+            outputs = jnp.concatenate([scores.objective[:, None], scores.measures], axis=1)
+            return outputs, (scores.atypical, after)
 
-        outputs, pull_back, after = jax.vjp(values, latents, has_aux=True)
+        outputs, pull_back, (atypical, after) = jax.vjp(values, latents, has_aux=True)
         rows = jnp.eye(outputs.shape[1], dtype=outputs.dtype)
         cotangents = jnp.broadcast_to(rows[:, None], (len(rows), *outputs.shape))
         (gradients,) = jax.vmap(pull_back)(cotangents)
         jacobian = jnp.swapaxes(gradients, 0, 1)
-        return Scores(outputs[:, 0], outputs[:, 1:], jacobian), after
+        return Scores(outputs[:, 0], outputs[:, 1:], jacobian, atypical), after
 
     return scored

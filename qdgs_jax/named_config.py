@@ -48,8 +48,8 @@ _KINDS: dict[Any, tuple[str, Callable[[Path], Any]]] = {
 
 # Options that take no value; every other option takes the arguments after it.
 _FLAGS = {
-    "resume", "acknowledge-notice", "allow-code", "nearest-bin", "h", "help", "random-crops",
-    "rematerialise", "distributed",
+    "resume", "dry-run", "acknowledge-notice", "allow-code", "nearest-bin", "h", "help",
+    "random-crops", "rematerialise", "distributed",
 }  # fmt: skip
 
 

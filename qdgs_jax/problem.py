@@ -1,24 +1,37 @@
 """A config with its models loaded, its prompts embedded, and its measure ranges in numbers."""
 
 import dataclasses
-import math
+import logging
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from qdgs_jax import archives, encoders, generators, search, sharding, typicality
+from qdgs_jax import (
+    archives,
+    automatic,
+    encoders,
+    generators,
+    plugins,
+    provenance,
+    search,
+    sharding,
+    typicality,
+)
 from qdgs_jax.archives import Archive, CVTArchive, GridArchive, cvt_centroids
 from qdgs_jax.chunks import device_memory
-from qdgs_jax.config import Config, Interval, MeasureConfig, range_problem
+from qdgs_jax.config import Config
 from qdgs_jax.encoders import Encoder
-from qdgs_jax.errors import ConfigError
+from qdgs_jax.errors import ConfigError, QDGSError
 from qdgs_jax.generators import Generator
+from qdgs_jax.image_measures import Classifier, load_classifiers
 from qdgs_jax.prompts import embed_prompts
 from qdgs_jax.scoring import ImageScore, make_score
 from qdgs_jax.search import Search
+from qdgs_jax.search_config import SearchConfig
 from qdgs_jax.typing import Key, Latents, Params
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +42,15 @@ class Problem:
     generator: Generator
     encoder: Encoder | None
     """None if there are no prompts."""
+    classifiers: dict[str, Classifier]
+    """Those of measures, by `classifier`."""
     params: Params
     score: ImageScore
     search: Search
+
+    def provenance(self) -> dict[str, Any]:
+        """See `qdgs_jax.provenance.describe`."""
+        return provenance.describe(self.generator, self.encoder, self.config, self.classifiers)
 
     def initial_latents(self) -> tuple[Key, Latents]:
         """The search's key, and the random latents of which emitters start from the best."""
@@ -50,10 +69,12 @@ def load_problem(
 
     Args:
         generator: your own generator and its weights, instead of the config's.
-        allow_code: whether measures may be functions of other packages, which are imported.
+        allow_code: whether generator, encoder, measures and emitter may be functions of other
+            packages, which are imported.
 
     Raises:
-        ConfigError: a name, prompt or size in the config is impossible.
+        ConfigError: a name, prompt or size in the config is impossible, or a function of another
+            package is not allowed, fails, or does not return what it must.
         CheckpointError: a model cannot be read.
     """
     options = config.search
@@ -62,23 +83,112 @@ def load_problem(
             f"search.initial_samples ({options.initial_samples}) must be at least "
             f"search.emitters ({options.emitters}): raise it."
         )
-    source, source_params = generator or generators.load(**dataclasses.asdict(config.generator))
-    source = generators.identified(source, source_params)
+    LOG.info("loading models")
+    gradients = options.uses_gradients
+    source, source_params = (
+        generators.checked(*generator, gradients=gradients)
+        if generator
+        else generators.load(
+            **dataclasses.asdict(config.generator), allow_code=allow_code, gradients=gradients
+        )
+    )
     encoder, encoder_params = None, None
     if config.has_prompts:
         encoder, encoder_params = encoders.load(
-            config.encoder.model, precision=config.encoder.precision
+            config.encoder.model,
+            precision=config.encoder.precision,
+            allow_code=allow_code,
+            gradients=gradients,
         )
+    LOG.info("embedding prompts, sampling random images")
     prompts = embed_prompts(config, encoder, encoder_params)
     params = {"generator": source_params, "encoder": encoder_params, "prompts": prompts}
-    if config.objective.typicality:
-        params["typical"] = typicality.fit(source, source_params)
-    score = make_score(config, source, encoder, allow_code=allow_code)
-    config = _resolve_ranges(config, source, score, params)
+    repair = search.no_repair
+    if options.constraint != "none":
+        params["latents"], repair = typicality.range_of_latents(source), _repair
+    if options.constraint == "typical":
+        rendered = 16 if options.chunk_size == "auto" else options.chunk_size
+        params["typical"] = typicality.fit_images(source, source_params, rendered)
+
+    classifiers, weights = load_classifiers(config.measures, allow_code=allow_code)
+    if classifiers:
+        params["classifiers"] = weights
+    config = _resolve_classes(config, classifiers)
+
+    def scored(config: Config) -> ImageScore:
+        found = {name: (classifier, weights[name]) for name, classifier in classifiers.items()}
+        return make_score(config, source, encoder, classifiers=found, allow_code=allow_code)
+
+    config = automatic.with_chunk_size(config, scored, params, source.latent_size)
+    config = automatic.with_floor(config, source, scored(config), params)
+    score = scored(config)
+    config = automatic.with_ranges(config, source, score, params)
+    options, archive, emitter = _in_units_of(params, config.search), make_archive(config), None
+    if options.emitter:
+        emitter = _own_emitter(options, archive, source.latent_size, allow_code)
     made = search.make_search(
-        options, make_archive(config), score, score.with_jacobian(), init_memory=score.init_memory
-    )
-    return Problem(config, source, encoder, params, score, made)
+        options, archive, score, score.with_jacobian(),
+        init_memory=score.init_memory, repair=repair, emitter=emitter,
+    )  # fmt: skip
+    return Problem(config, source, encoder, classifiers, params, score, made)
+
+
+def _resolve_classes(config: Config, classifiers: dict[str, Classifier]) -> Config:
+    """A cell for each class of the measures that are classes."""
+    measures = []
+    for measure in config.measures:
+        if measure.classifier and measure.output == "class":
+            count = len(classifiers[measure.classifier].classes)
+            measure = dataclasses.replace(measure, range=(-0.5, count - 0.5), cells=count)
+        measures.append(measure)
+    return dataclasses.replace(config, measures=tuple(measures))
+
+
+def _own_emitter(
+    options: SearchConfig, archive: Archive, latent_size: int, allow_code: bool
+) -> Any:
+    """The emitter, ours or QDax's, that `search.emitter` makes: (options, archive, D) -> emitter.
+
+    Raises:
+        ConfigError: it is not allowed, does not exist, fails, or returns something else.
+    """
+    subject = f"The emitter '{options.emitter}'"
+    if not plugins.is_function(options.emitter):
+        raise ConfigError(f"{subject} is no function: write 'package.module:make'.")
+    make = plugins.load(options.emitter, subject, allow_code=allow_code)
+    try:
+        made = make(options, archive, latent_size)
+    except QDGSError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{subject} fails ({plugins.first_line(error)}): mend it.") from error
+    if not (hasattr(made, "state_update") or hasattr(made, "tell")):
+        raise ConfigError(
+            f"{subject} returns a {type(made).__name__}: let it return an emitter, as "
+            "qdgs_jax.emitters describes it, or one of QDax."
+        )
+    if getattr(made, "emitters", 1) > options.initial_samples:
+        raise ConfigError(
+            f"{subject} starts from {made.emitters} latents: raise search.initial_samples "
+            f"({options.initial_samples}) to as many."
+        )
+    return made
+
+
+def _repair(params: Params, latents: Latents) -> Latents:
+    return typicality.bring_into(params["latents"], latents)
+
+
+def _in_units_of(params: Params, options: SearchConfig) -> SearchConfig:
+    """Step sizes in standard deviations of random latents, of which two digits are known."""
+    if "latents" not in params:
+        return options
+    spread = float(f"{params['latents'].spread:.2g}")
+    scaled = dataclasses.replace(options, sigma0=spread * options.sigma0)
+    if options.algorithm in ("cma_mega", "cma_maega") or options.strategy == "openai_es":
+        # Of others it has no effect, and to change it would be refused.
+        scaled = dataclasses.replace(scaled, step_size=spread * options.step_size)
+    return scaled
 
 
 def make_archive(config: Config) -> Archive:
@@ -92,17 +202,13 @@ def make_archive(config: Config) -> Archive:
     return dataclasses.replace(archive, bfloat16=config.archive.latents == "bfloat16")
 
 
-def require_memory(problem: Problem) -> None:
-    """Refuses a search whose archives, emitters and first latents the ambient mesh cannot hold.
-
-    Raises:
-        ConfigError: they take more than the memory of a device.
-    """
+def needed_memory(problem: Problem) -> float:
+    """Bytes of each device of the ambient mesh for archives, emitters and the first latents."""
     made, options, D = problem.search, problem.config.search, problem.generator.latent_size
     archives_ = [made.archive, made.elitist] if made.annealed else [made.elitist]
 
     def state() -> Any:
-        latents = jnp.zeros((options.emitters, D))
+        latents = jnp.zeros((made.emitter.emitters, D))
         emitter = made.emitter.init(jax.random.key(0), latents)
         return [archives.init(each, D, latents.dtype) for each in archives_], emitter
 
@@ -119,63 +225,21 @@ def require_memory(problem: Problem) -> None:
     for each in contents:
         needed += share(each.latents, 1)
         needed += sum(share(leaf, None) for leaf in jax.tree.leaves(each.replace(latents=None)))
+    return needed
+
+
+def require_memory(problem: Problem) -> None:
+    """Refuses a search whose archives, emitters and first latents the ambient mesh cannot hold.
+
+    Raises:
+        ConfigError: they take more than the memory of a device.
+    """
+    needed = needed_memory(problem)
     if needed > device_memory():
         raise ConfigError(
             f"The search needs {needed / 2**30:,.0f} GiB on each device for "
-            f"{made.archive.size:,} cells and {options.emitters:,} emitters, but a device has "
+            f"{problem.search.archive.size:,} cells and "
+            f"{problem.config.search.emitters:,} emitters, but a device has "
             f"{device_memory() / 2**30:,.0f}: lower the cells, search.emitters or "
             "search.initial_samples, or use more devices."
         )
-
-
-def _resolve_ranges(
-    config: Config, generator: Generator, score: ImageScore, params: Params
-) -> Config:
-    """Replaces `auto` by the range of random samples, widened by a quarter at either end."""
-    if all(measure.range != "auto" for measure in config.measures):
-        return config
-    latents_key, score_key = jax.random.split(jax.random.split(jax.random.key(config.seed), 3)[0])
-    latents = generator.sample(latents_key, config.search.initial_samples)
-    scores, _ = jax.jit(score)(params, score_key, latents, ())
-    measures = np.asarray(scores.measures, np.float64)
-    resolved = [
-        measure
-        if measure.range != "auto"
-        else dataclasses.replace(measure, range=_range_of(measure, values))
-        for measure, values in zip(config.measures, measures.T, strict=True)
-    ]
-    return dataclasses.replace(config, measures=tuple(resolved))
-
-
-def _range_of(measure: MeasureConfig, values: np.ndarray) -> Interval:
-    """A range for samples [N] of a measure, whatever the others are.
-
-    Up to 1 % at either end, and at least one sample, are outliers if they lie further beyond the
-    rest than its whole span. Ends are rounded to four digits, of the span or of themselves.
-
-    Raises:
-        ConfigError: the samples have no spread, or too little of it for the cells.
-    """
-    subject = f"The measure '{measure.name}' has no `range`, and"
-    finite = np.sort(values[np.isfinite(values)])
-    if not len(finite) or finite[0] == finite[-1]:
-        found = f"are {finite[0]:g} throughout" if len(finite) else "are not finite"
-        raise ConfigError(
-            f"{subject} its random samples {found}, which says nothing about one: give it a range "
-            "in numbers."
-        )
-    few = max(1, len(finite) // 100) if len(finite) >= 16 else 0
-    start, end = finite[few], finite[len(finite) - 1 - few]
-    if start < end:
-        finite = finite[(finite >= 2 * start - end) & (finite <= 2 * end - start)]
-    span = finite[-1] - finite[0]
-    low, high = (
-        round(float(end), 3 - math.floor(math.log10(min(span, abs(end) or span))))
-        for end in (finite[0] - span / 4, finite[-1] + span / 4)
-    )
-    if problem := range_problem(low, high, measure.cells):
-        raise ConfigError(
-            f"{subject} its random samples lie between {finite[0]:.9g} and {finite[-1]:.9g}: a "
-            f"range like theirs {problem}."
-        )
-    return low, high

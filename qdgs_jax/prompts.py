@@ -25,7 +25,7 @@ class PromptEmbeddings(struct.PyTreeNode):
     """All prompts of a config; an argument of the score, like weights."""
 
     objective: PromptPair | None  # None without prompts of good images
-    measures: tuple[PromptPair | None, ...]  # None for a function of the image
+    measures: tuple[PromptPair | None, ...]  # None for functions and classifiers
 
 
 def embed_prompts(
@@ -44,7 +44,7 @@ def embed_prompts(
         return PromptEmbeddings(None, (None,) * len(config.measures))
     objective = config.objective
     pairs = [(objective.positive, objective.negative)] if objective.positive else []
-    pairs += [(measure.low, measure.high) for measure in config.measures if not measure.function]
+    pairs += [(measure.low, measure.high) for measure in config.measures if measure.has_prompts]
     texts = list(
         dict.fromkeys(text for pair in pairs for prompt in pair for text in _texts(prompt))
     )
@@ -62,7 +62,7 @@ def embed_prompts(
             else None
         ),
         measures=tuple(
-            None if measure.function else PromptPair(embed(measure.low), embed(measure.high))
+            PromptPair(embed(measure.low), embed(measure.high)) if measure.has_prompts else None
             for measure in config.measures
         ),
     )

@@ -2,7 +2,8 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import jax
@@ -27,11 +28,22 @@ class Model(Protocol):
     def sha256(self) -> str: ...
 
 
-def describe(generator: Model, encoder: Model | None, config: Config) -> dict[str, Any]:
-    """Models, precision, seed, device and versions of a scoring, as plain JSON values."""
+def describe(
+    generator: Model,
+    encoder: Model | None,
+    config: Config,
+    classifiers: Mapping[str, Model] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Models, precision, seed, device and versions of a scoring, as plain JSON values.
+
+    Args:
+        classifiers: those of measures, by `classifier`.
+    """
+    named = {name: each.sha256 for name, each in classifiers.items()}
     return {
         "generator": {"name": generator.name, "sha256": generator.sha256},
         "encoder": encoder and {"name": encoder.name, "sha256": encoder.sha256},
+        **({"classifiers": named} if named else {}),
         "precision": config.encoder.precision,
         "seed": config.seed,
         **environment(),

@@ -36,6 +36,9 @@ MAX_DEPTH = 300
 _KEY = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""
 _DEEP_KEY = re.compile(rf"(?<![\w-])(?:{_KEY}){{{MAX_DEPTH}}}")
 
+_OF_A_UNION = ("tuple[", "literal[", "constrained-")
+"""How pydantic begins the names of a union's members."""
+
 T = TypeVar("T")
 
 _STRICT = ConfigDict(extra="forbid", str_max_length=MAX_TEXT)
@@ -134,7 +137,7 @@ def _explain(error: pydantic.ValidationError, kind: type) -> str:
     unknown = "unexpected_keyword_argument"
     problem = min(error.errors(include_url=False), key=lambda found: found["type"] != unknown)
     parts = (str(part) for part in problem["loc"])
-    where = shorten(".".join(part for part in parts if not part.startswith("tuple[")))
+    where = shorten(".".join(part for part in parts if not part.startswith(_OF_A_UNION)))
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
     if problem["type"] == unknown:

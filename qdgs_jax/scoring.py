@@ -1,16 +1,18 @@
 """Latents -> images -> embeddings -> objective and measures, with or without their Jacobian."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from qdgs_jax import image_measures, typicality
-from qdgs_jax.config import Config
+from qdgs_jax.config import Config, MeasureConfig
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.generators import Generator
+from qdgs_jax.image_measures import Classifier
 from qdgs_jax.jacobian import Memory, Score, Scores, with_jacobian
 from qdgs_jax.prompts import PromptPair
 from qdgs_jax.sharding import rowwise
@@ -56,43 +58,48 @@ def distance_to_ball(latents: Latents, radius: float) -> Array:
 def cutout(keys: Key, images: Images, size: int, *, random: bool = True) -> Images:
     """The encoder's input: a random square of each image, average-pooled to `size`.
 
-    Squares have a side of int(sqrt(U) (S - size) + size) pixels, U uniform in [0, 1), and a uniform
-    position. Images that are not larger than `size` are used whole, without randomness.
+    Squares have a side of int(sqrt(U) (S - size) + size) pixels, S = min(H, W), U uniform in
+    [0, 1), and a uniform position. Images with a side below `size` are used whole, without
+    randomness, and so are squares of this size.
 
     Args:
         keys: [N], one for each image.
-        images: [N, S, S, 3]; only square images.
+        images: [N, H, W, 3]; whole ones that are not square are squeezed.
         size: side of the result in pixels.
-        random: False: larger images are used whole as well.
+        random: False: all images are used whole.
     """
-    side = images.shape[1]
-    if side == size:
+    height, width = images.shape[1:3]
+    side = min(height, width)
+    if height == width == size:
         return images
     if side < size or not random:
-        pool = _pooling(jnp.int32(side), jnp.int32(0), size, side)
-        return _pool(images, pool, pool)
+        rows, columns = (
+            _pooling(jnp.int32(length), jnp.int32(0), size, length) for length in (height, width)
+        )
+        return _pool(images, rows, columns)
 
     def cut(key: Key, image: Array) -> Array:
         side_key, corner_key = jax.random.split(key)
         scale = jnp.sqrt(jax.random.uniform(side_key))
         crop = (scale * (side - size) + size).astype(jnp.int32)
-        top, left = jax.random.randint(corner_key, (2,), 0, side - crop + 1)
-        rows = _pooling(crop, top, size, side)
-        columns = _pooling(crop, left, size, side)
+        ends = jnp.array([height, width]) - crop[None] + 1
+        top, left = jax.random.randint(corner_key, (2,), 0, ends)
+        rows = _pooling(crop, top, size, height)
+        columns = _pooling(crop, left, size, width)
         return _pool(image, rows, columns)
 
     return jax.vmap(cut)(keys, images)
 
 
-def _pooling(crop: Array, start: Array, size: int, side: int) -> Array:
-    """Adaptive average pooling of [start, start + crop) to `size` bins as a matrix [size, side].
+def _pooling(crop: Array, start: Array, size: int, length: int) -> Array:
+    """Adaptive average pooling of [start, start + crop) to `size` bins as a matrix [size, length].
 
     A banded matrix rather than a slice: it lets `crop` and `start` be traced.
     """
     bins = jnp.arange(size)[:, None]
     first = bins * crop // size
     end = ((bins + 1) * crop + size - 1) // size
-    pixel = jnp.arange(side)[None] - start
+    pixel = jnp.arange(length)[None] - start
     return jnp.where((first <= pixel) & (pixel < end), 1.0 / (end - first), 0.0)
 
 
@@ -179,34 +186,52 @@ class ImageScore:
 
 
 def make_score(
-    config: Config, generator: Generator, encoder: Encoder | None, *, allow_code: bool = False
+    config: Config,
+    generator: Generator,
+    encoder: Encoder | None,
+    *,
+    classifiers: Mapping[str, tuple[Classifier, Params]] = MappingProxyType({}),
+    allow_code: bool = False,
 ) -> ImageScore:
     """The score of a config: f = 100 - 50 L, and one measure for each of `config.measures`.
 
-    L = L_p + w (max(||latent||, r) - r)^2 + v (1 - u) + t e: the prompt loss, a penalty for latents
-    outside of a ball, a penalty for similarity to recent good images (all Chang et al. 2024), and a
-    penalty for images that are not typical of the generator. The ball's radius r is a multiple of
-    the mean norm of 10,000 random latents. Without prompts there is no L_p, and no encoder.
+    L = L_p + w (max(||latent||, r) - r)^2 + v (1 - u) + t d: the prompt loss, a penalty for latents
+    outside of a ball, a penalty for similarity to recent good images (all Chang et al. 2024), and
+    the distance of the image to random ones (`typicality.distance`). The ball's radius r is a
+    multiple of the mean norm of 10,000 random latents. Without prompts there is no L_p, and no
+    encoder. Only with `search.constraint` "typical" there is d, and images with d > 1 are atypical:
+    see `Scores`.
 
     The reference renders and crops again for the objective and for each measure. Here all of them
     use one image and one crop, which is cheaper and less noisy. Functions of the image read the
     whole image.
 
     Args:
+        classifiers: those of measures; of their weights, which are taken from "classifiers" of the
+            score's params, only shapes are used.
         allow_code: whether measures may be functions of other packages; see `image_measures.load`.
 
     Raises:
         ConfigError: a measure's function does not exist or does not return one number for each
-            image.
+            image, or has no gradients although the search's algorithm uses them.
     """
-    functions = [
-        image_measures.load(measure, generator.image_size, allow_code=allow_code)
-        if measure.function
-        else None
-        for measure in config.measures
-    ]
+    gradients = config.search.uses_gradients
 
-    render = generator.render
+    def reading(measure: MeasureConfig) -> Callable[[Params, Images], Array] | None:
+        if measure.classifier:
+            name, shape = measure.classifier, generator.image_shape
+            read = image_measures.of_classifier(measure, *classifiers[name], shape)
+            return lambda params, images: read(params["classifiers"][name], images)
+        if not measure.function:
+            return None
+        function = image_measures.load(
+            measure, generator.image_shape, gradients=gradients, allow_code=allow_code
+        )
+        return lambda params, images: function(images)
+
+    functions = [reading(measure) for measure in config.measures]
+
+    render, floor = generator.render, config.search.threshold_min
     if config.search.rematerialise:
         render = jax.checkpoint(render)
     pull, push = config.objective.regularisation, config.objective.uniqueness
@@ -229,13 +254,21 @@ def make_score(
             loss += pull * distance_to_ball(latents, radius) ** 2
         if isinstance(memory, SeenImages):
             loss += push * (1 - uniqueness(memory, embeddings))
-        if typical := config.objective.typicality:
-            loss += typical * typicality.excess(params["typical"], images)
+        if config.search.constraint == "typical":
+            distance = typicality.distance(params["typical"], images)
+            loss += config.objective.typicality * distance
         measures = [
-            function(images) if function else prompt_difference(embeddings, pair)
+            function(params, images) if function else prompt_difference(embeddings, pair)
             for function, pair in zip(functions, prompts.measures, strict=True)
         ]
-        return Scores(100 - 50 * loss, jnp.stack(measures, axis=-1)), embeddings
+        objective, atypical = 100 - 50 * loss, None
+        if config.search.constraint == "typical":
+            atypical = distance > 1
+            if floor != "auto":
+                # Images out of distribution are worse than all others, by their distance alone (the
+                # feasibility rule of Deb 2000), so that gradients lead back.
+                objective = jnp.where(atypical, floor - 50 * (distance - 1), objective)
+        return Scores(objective, jnp.stack(measures, axis=-1), atypical=atypical), embeddings
 
     def init_memory(params: Params) -> Memory:
         if not push:
@@ -244,4 +277,4 @@ def make_score(
         embeddings = jnp.zeros((REMEMBERED, texts.shape[-1]), texts.dtype)
         return SeenImages(embeddings, count=jnp.zeros((), jnp.int32))
 
-    return ImageScore(score_rows, len(functions), config.search.chunk_size, init_memory)
+    return ImageScore(score_rows, len(functions), config.search.chunk, init_memory)

@@ -7,11 +7,15 @@ functions can be called inside any `jit`, `scan` or training loop.
     state = init(search, params, key, latents)
     run_jitted = jax.jit(run, static_argnums=(0, 3), donate_argnums=2)
     state, metrics = run_jitted(search, params, state, 100)
+
+For scores outside of JAX, `step` comes in two parts, `ask` and `tell`, before them `points` for
+emitters that use gradients. A search without a score is for them alone.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +23,7 @@ from flax import struct
 
 from qdgs_jax import archives, emitters
 from qdgs_jax.archives import Archive, ArchiveState, Insertion
-from qdgs_jax.emitters import Emitter, GradientEmitter, Gradients, Strategy
+from qdgs_jax.emitters import Asked, Emitter, GradientEmitter, Gradients, Strategy
 from qdgs_jax.emitters.cma_es import CMAES
 from qdgs_jax.emitters.evolution_strategy import EvolutionStrategy
 from qdgs_jax.emitters.evosax import Evosax
@@ -34,9 +38,22 @@ from qdgs_jax.sharding import by_columns, by_rows, replicated
 from qdgs_jax.typing import Array, Key, Latents, Params
 
 
+def no_score(params: Params, key: Key, latents: Latents, memory: Memory) -> NoReturn:
+    """The score of a search whose scores come from outside of JAX."""
+    raise ValueError(
+        "this search has no score: give `make_search` one, or score its latents yourself: give "
+        "`init` their scores, and use `ask` and `tell` instead of `step` and `run`"
+    )
+
+
 def no_memory(params: Params) -> Memory:
     """The memory of a stateless score."""
     return ()
+
+
+def no_repair(params: Params, latents: Latents) -> Latents:
+    """All latents are in distribution."""
+    return latents
 
 
 @dataclass(frozen=True)
@@ -51,6 +68,9 @@ class Search:
             kept too, as the result.
         emitter: the bank of emitters.
         init_memory: params -> the memory of the first call.
+        repair: (params, latents [N, D]) -> the latents that are scored in their place, such as the
+            nearest in distribution. Emitters update by these.
+        floor: objective that an elite must exceed.
     """
 
     score: Score
@@ -58,6 +78,8 @@ class Search:
     archive: Archive
     emitter: Emitter
     init_memory: Callable[[Params], Memory] = no_memory
+    repair: Callable[[Params, Latents], Latents] = no_repair
+    floor: float = -math.inf
 
     def __post_init__(self) -> None:
         if isinstance(self.emitter, GradientEmitter) and self.score_with_jacobian is None:
@@ -70,13 +92,21 @@ class Search:
 
     @property
     def elitist(self) -> Archive:
-        """The same cells, each keeping the best latent ever seen in it above `threshold_min`."""
+        """The same cells, each keeping the best latent ever seen in it above `floor`."""
         return replace(self.archive, learning_rate=1.0, threshold_min=-math.inf)
 
     @property
     def evaluations_per_generation(self) -> int:
         """Latents scored in a generation."""
         return self.emitter.evaluations
+
+
+class Refused(struct.PyTreeNode):
+    """Latents that could not become elites so far, by the first reason that holds."""
+
+    non_finite: Array  # [] int32: a score was NaN or infinite
+    atypical: Array  # [] int32: out of distribution
+    below_floor: Array  # [] int32
 
 
 class SearchState(struct.PyTreeNode):
@@ -88,7 +118,7 @@ class SearchState(struct.PyTreeNode):
     annealed: ArchiveState | None  # the emitters' archive, if it is not `elites`
     emitter: emitters.State
     memory: Memory  # the score's, () if it is stateless
-    non_finite: Array  # [] int32, latents left out because a score was NaN or infinite
+    refused: Refused
 
     @property
     def emitter_archive(self) -> ArchiveState:
@@ -104,57 +134,83 @@ class Metrics(struct.PyTreeNode):
     best_objective: Array
     mean_objective: Array  # over the elites
     restarts: Array  # of all emitters so far
-    non_finite: Array
+    non_finite: Array  # this and the next two are latents so far; see `Refused`
+    atypical: Array
+    below_floor: Array
 
 
 def make_search(
     config: SearchConfig,
     archive: Archive,
-    score: Score,
+    score: Score = no_score,
     score_with_jacobian: Score | None = None,
     *,
     init_memory: Callable[[Params], Memory] = no_memory,
+    repair: Callable[[Params, Latents], Latents] = no_repair,
+    emitter: Emitter | Any | None = None,
 ) -> Search:
     """The search that `config.algorithm` names, over the cells of `archive`.
 
     Args:
         archive: only its cells are used; the algorithm determines how they anneal.
+        score: without one, only `ask` and `tell` serve.
         score_with_jacobian: only for `cma_mega`, `cma_maega` and `omg_mega`.
         init_memory: params -> the memory of the first call; only for stateful scores.
+        repair: (params, latents) -> the latents that are scored in their place.
+        emitter: in place of the algorithm's; one of QDax, too. What remains of the algorithm is
+            whether and how the archive anneals.
 
     Raises:
-        ConfigError: options that do not go together, or a Jacobian is needed and missing.
+        ConfigError: options that do not go together, or a Jacobian or `threshold_min` is needed and
+            missing.
     """
-    E, B, sigma = config.emitters, config.batch_size, config.sigma0
     annealed = config.algorithm in ("cma_mae", "cma_maega")
+    if config.threshold_min == "auto" and annealed:
+        raise ConfigError(
+            f"search.threshold_min is 'auto', but '{config.algorithm}' anneals from a number: give "
+            "the objective that an elite must exceed."
+        )
+    floor = -math.inf if config.threshold_min == "auto" else config.threshold_min
     archive = replace(
         archive,
         learning_rate=config.learning_rate if annealed else 1.0,
-        threshold_min=config.threshold_min if annealed else -math.inf,
+        threshold_min=floor if annealed else -math.inf,
     )
-    emitter: Emitter
-    match config.algorithm:
-        case "map_elites":
-            emitter = Variation(E, B, sigma)
-        case "map_elites_line":
-            emitter = Variation(E, B, sigma, config.line_sigma)
-        case "omg_mega":
-            emitter = GradientOperator(E, B, sigma)
-        case "cma_me" | "cma_mae":
-            emitter = EvolutionStrategy(E, _strategy(config), _rules(config, archive))
-        case "cma_mega" | "cma_maega":
-            emitter = GradientArborescence(
-                E, B, len(archive.lower), sigma, config.step_size, config.optimizer,
-                _rules(config, archive),
-            )  # fmt: skip
+    if emitter is None:
+        emitter = _emitter_of(config, archive)
+    elif hasattr(emitter, "state_update"):
+        from qdgs_jax.emitters.qdax import FromQDax  # QDax takes a second to import
+
+        emitter = FromQDax(archive, emitter, config.emitters)
     if not isinstance(emitter, GradientEmitter):
         score_with_jacobian = None
+    elif score is no_score:
+        score_with_jacobian = no_score
     elif score_with_jacobian is None:
         raise ConfigError(
             f"search.algorithm '{config.algorithm}' uses gradients: "
             "give make_search a score_with_jacobian."
         )
-    return Search(score, score_with_jacobian, archive, emitter, init_memory)
+    return Search(score, score_with_jacobian, archive, emitter, init_memory, repair, floor)
+
+
+def _emitter_of(config: SearchConfig, archive: Archive) -> Emitter:
+    """The algorithm's emitters."""
+    E, B, sigma = config.emitters, config.batch_size, config.sigma0
+    match config.algorithm:
+        case "map_elites":
+            return Variation(E, B, sigma)
+        case "map_elites_line":
+            return Variation(E, B, sigma, config.line_sigma)
+        case "omg_mega":
+            return GradientOperator(E, B, sigma)
+        case "cma_me" | "cma_mae":
+            return EvolutionStrategy(E, _strategy(config), _rules(config, archive))
+        case "cma_mega" | "cma_maega":
+            return GradientArborescence(
+                E, B, len(archive.lower), sigma, config.step_size, config.optimizer,
+                _rules(config, archive),
+            )  # fmt: skip
 
 
 _DEFAULT_RULES = {
@@ -193,8 +249,13 @@ def _rules(config: SearchConfig, archive: Archive) -> Rules:
     )
 
 
-def init(search: Search, params: Params, key: Key, latents: Latents) -> SearchState:
+def init(
+    search: Search, params: Params, key: Key, latents: Latents, scores: Scores | None = None
+) -> SearchState:
     """A state whose emitters start at the best of `latents` [N, D] by objective.
+
+    Args:
+        scores: of the latents, if the search has no score.
 
     Raises:
         ValueError: fewer latents than emitters, or scores that do not fit the archive.
@@ -206,9 +267,10 @@ def init(search: Search, params: Params, key: Key, latents: Latents) -> SearchSt
         )
     scoring_key, emitter_key, run_key = jax.random.split(key, 3)
     memory = search.init_memory(params)
-    latents = archives.storable(search.archive, latents)
-    scores, memory = _scored(search, search.score, params, scoring_key, latents, memory)
-    objective = scores.objective
+    latents = _storable(search, params, jnp.asarray(latents))
+    if scores is None:
+        scores, memory = _scored(search.score, params, scoring_key, latents, memory)
+    objective = _fitting(search, latents, scores).objective
     worst_last = jnp.where(jnp.isnan(objective), -jnp.inf, objective)
     _, best = jax.lax.top_k(worst_last, search.emitter.emitters)
     size, dtype = latents.shape[-1], latents.dtype
@@ -219,75 +281,153 @@ def init(search: Search, params: Params, key: Key, latents: Latents) -> SearchSt
         annealed=archives.init(search.archive, size, dtype) if search.annealed else None,
         emitter=by_rows(search.emitter.init(emitter_key, by_rows(by_columns(latents)[best]))),
         memory=memory,
-        non_finite=(~jnp.isfinite(objective)).sum(dtype=jnp.int32),
+        refused=Refused(
+            non_finite=(~jnp.isfinite(objective)).sum(dtype=jnp.int32),
+            atypical=jnp.zeros((), jnp.int32),
+            below_floor=jnp.zeros((), jnp.int32),
+        ),
     )
 
 
 def step(search: Search, params: Params, state: SearchState) -> SearchState:
-    """One generation: ask, score, add to the archive, tell."""
-    points_key, jacobian_key, ask_key, score_key, tell_key = jax.random.split(
-        jax.random.fold_in(state.key, state.generation), 5
-    )
-    gradients, memory = None, state.memory
+    """One generation: ask, score, tell."""
+    keys, memory = _keys(state), state.memory
+    of_points: tuple[Any, ...] = ()
     if isinstance(search.emitter, GradientEmitter):
-        points = search.emitter.points(state.emitter, state.emitter_archive, points_key)
-        points = archives.storable(search.archive, points)
+        latents = points(search, params, state)
         assert search.score_with_jacobian is not None
         scores, memory = _scored(
-            search, search.score_with_jacobian, params, jacobian_key, points, memory
+            search.score_with_jacobian, params, keys["jacobian"], latents, memory
         )
+        of_points = latents, scores
+    state, asked = ask(search, params, state, *of_points)
+    scores, memory = _scored(search.score, params, keys["score"], asked.latents, memory)
+    return tell(search, state, asked, scores).replace(memory=memory)
+
+
+def points(search: Search, params: Params, state: SearchState) -> Latents:
+    """The latents [P, D] whose Jacobian `ask` needs.
+
+    Raises:
+        ValueError: the emitter uses no gradients.
+    """
+    if not isinstance(search.emitter, GradientEmitter):
+        raise ValueError("the emitter uses no gradients: call `ask` alone")
+    key = _keys(state)["points"]
+    return _storable(
+        search, params, search.emitter.points(state.emitter, state.emitter_archive, key)
+    )
+
+
+def ask(
+    search: Search,
+    params: Params,
+    state: SearchState,
+    points: Latents | None = None,
+    scores: Scores | None = None,
+) -> tuple[SearchState, Asked]:
+    """Latents to score, `asked.latents` [N, D], for `tell`.
+
+    Args:
+        points: of `points`, only for emitters that use gradients. They are added to the archive.
+        scores: of the points, with the Jacobian.
+
+    Raises:
+        ValueError: the emitter uses gradients, and points, scores or Jacobian are missing or do not
+            fit.
+    """
+    gradients = None
+    if isinstance(search.emitter, GradientEmitter):
+        if points is None or scores is None:
+            raise ValueError(
+                "the emitter uses gradients: give `ask` the latents of `points` and their scores "
+                "with the Jacobian, or choose an algorithm without gradients, such as cma_mae"
+            )
+        scores = _fitting(search, points, scores)
         if scores.jacobian is None:
-            raise ValueError("score_with_jacobian returns no Jacobian: see jacobian.with_jacobian")
+            raise ValueError("the points' score returns no Jacobian: see jacobian.with_jacobian")
         state, _ = add(search, state, points, scores)
         gradients = Gradients(points, scores.jacobian)
+    emitter, asked = search.emitter.ask(
+        state.emitter, state.emitter_archive, _keys(state)["ask"], gradients
+    )
+    latents = _storable(search, params, asked.latents)
+    return state.replace(emitter=emitter), asked.replace(latents=latents)
 
-    emitter, asked = search.emitter.ask(state.emitter, state.emitter_archive, ask_key, gradients)
-    latents = archives.storable(search.archive, asked.latents)
-    scores, memory = _scored(search, search.score, params, score_key, latents, memory)
-    state, insertion = add(search, state, latents, scores)
-    emitter = search.emitter.tell(emitter, state.emitter_archive, tell_key, asked, insertion)
-    return state.replace(emitter=by_rows(emitter), memory=memory, generation=state.generation + 1)
+
+def tell(search: Search, state: SearchState, asked: Asked, scores: Scores) -> SearchState:
+    """Adds the asked latents to the archive, and updates the emitters by their scores.
+
+    Raises:
+        ValueError: the scores do not fit.
+    """
+    scores = _fitting(search, asked.latents, scores)
+    state, insertion = add(search, state, asked.latents, scores)
+    key = _keys(state)["tell"]
+    emitter = search.emitter.tell(state.emitter, state.emitter_archive, key, asked, insertion)
+    return state.replace(emitter=by_rows(emitter), generation=state.generation + 1)
+
+
+def _keys(state: SearchState) -> dict[str, Key]:
+    """The keys of a generation."""
+    keys = jax.random.split(jax.random.fold_in(state.key, state.generation), 5)
+    return dict(zip(("points", "jacobian", "ask", "score", "tell"), keys, strict=True))
 
 
 def add(
     search: Search, state: SearchState, latents: Latents, scores: Scores
 ) -> tuple[SearchState, Insertion]:
     """Adds scored latents to the archives; returns the insertion into the emitters' archive."""
-    objective, measures = scores.objective, scores.measures
-    annealed, kept = state.annealed, objective
-    if annealed is not None:  # elites have to exceed threshold_min too
-        kept = jnp.where(objective > search.archive.threshold_min, objective, -jnp.inf)
-    elites, insertion = archives.add(search.elitist, state.elites, latents, kept, measures)
+    objective = scores.objective
+    atypical = scores.atypical
+    typical = jnp.ones(len(objective), bool) if atypical is None else ~atypical
+    allowed = typical & (objective > search.floor)
+    batch = latents, objective, scores.measures, allowed
+    elites, insertion = archives.add(search.elitist, state.elites, *batch)
+    annealed = state.annealed
     if annealed is not None:
-        annealed, insertion = archives.add(search.archive, annealed, latents, objective, measures)
-    non_finite = state.non_finite + (~insertion.finite).sum(dtype=jnp.int32)
-    return state.replace(elites=elites, annealed=annealed, non_finite=non_finite), insertion
+        annealed, insertion = archives.add(search.archive, annealed, *batch)
+    finite = insertion.finite
+    counts = Refused(~finite, finite & ~typical, finite & typical & ~allowed)
+    refused = jax.tree.map(lambda old, new: old + new.sum(dtype=jnp.int32), state.refused, counts)
+    return state.replace(elites=elites, annealed=annealed, refused=refused), insertion
+
+
+def _storable(search: Search, params: Params, latents: Latents) -> Latents:
+    """Latents as they are scored and stored."""
+    return archives.storable(search.archive, search.repair(params, latents))
 
 
 def _scored(
-    search: Search, score: Score, params: Params, key: Key, latents: Latents, memory: Memory
+    score: Score, params: Params, key: Key, latents: Latents, memory: Memory
 ) -> tuple[Scores, Memory]:
-    """The results of `score` for latents [N, D], each device's own; all devices get all scores.
+    """The results of `score` for latents [N, D], each device's own; all devices get all scores."""
+    scored = score(params, key, by_rows(latents), memory)
+    if not (isinstance(scored, tuple) and len(scored) == 2 and isinstance(scored[0], Scores)):
+        raise ValueError("a score returns (Scores, memory), with () for no memory")
+    scores, memory = scored
+    jacobian = by_rows(scores.jacobian)
+    scores, memory = replicated((scores.replace(jacobian=None), memory))
+    return scores.replace(jacobian=jacobian), memory
+
+
+def _fitting(search: Search, latents: Latents, scores: Scores) -> Scores:
+    """The scores of latents [N, D] as arrays of JAX.
 
     Raises:
         ValueError: they do not fit the latents and the archive's M measures; without this check,
             the archive would fail less clearly.
     """
-    scored = score(params, key, by_rows(latents), memory)
-    if not (isinstance(scored, tuple) and len(scored) == 2 and isinstance(scored[0], Scores)):
-        raise ValueError("a score returns (Scores, memory), with () for no memory")
     (N, D), M = latents.shape, len(search.archive.lower)
-    wanted = {"objective": (N,), "measures": (N, M), "jacobian": (N, 1 + M, D)}
+    wanted = {"objective": (N,), "measures": (N, M), "jacobian": (N, 1 + M, D), "atypical": (N,)}
     for name, shape in wanted.items():
-        values = getattr(scored[0], name)
+        values = getattr(scores, name)
         if values is not None and jnp.shape(values) != shape:
             raise ValueError(
                 f"the score's {name} has the shape {jnp.shape(values)}, but {N} latents of "
                 f"{D} numbers and an archive of {M} measures need {shape}"
             )
-    (scores, memory) = scored
-    objective, measures, memory = replicated((scores.objective, scores.measures, memory))
-    return Scores(objective, measures, by_rows(scores.jacobian)), memory
+    return jax.tree.map(jnp.asarray, scores)
 
 
 def run(
@@ -313,5 +453,5 @@ def metrics(state: SearchState) -> Metrics:
         best_objective=elites.objective.max(),
         mean_objective=total / jnp.maximum(elites.count, 1),
         restarts=state.emitter.restarts,
-        non_finite=state.non_finite,
+        **vars(state.refused),
     )

@@ -6,6 +6,8 @@ from pydantic import Field
 
 from qdgs_jax.schema import Count, Fraction, Positive, checked
 
+Floor = Annotated[float, Field(ge=-1e15, le=1e15, allow_inf_nan=False)]
+
 _ASCENT = ("cma_mega", "cma_maega")
 _STRATEGIES = ("cma_me", "cma_mae")
 SERVES = {
@@ -17,7 +19,6 @@ SERVES = {
     "selection": (*_ASCENT, *_STRATEGIES),
     "restart": (*_ASCENT, *_STRATEGIES),
     "learning_rate": ("cma_mae", "cma_maega"),
-    "threshold_min": ("cma_mae", "cma_maega"),
     "rematerialise": ("omg_mega", *_ASCENT),
 }
 """Options of a search that only some algorithms use -> those algorithms."""
@@ -37,6 +38,9 @@ class SearchConfig:
         "cma_maega",
     ] = "cma_maega"
     """`...mega` and `...maega` use gradients; `..._mae` and `..._maega` anneal the thresholds."""
+    emitter: str = ""
+    """In place of the algorithm's emitter, one of your own or one of QDax, by
+    `package.module:make`; see docs/own_loop.md."""
     generations: Count = 400
     """Generations; each evaluates `emitters` x `batch_size` latents, and `emitters` more for
     their gradients."""
@@ -66,12 +70,17 @@ class SearchConfig:
     generations."""
     learning_rate: Fraction = 0.02
     """Archive learning rate alpha (`cma_mae`, `cma_maega`): 0 optimises, 1 explores."""
-    threshold_min: Annotated[float, Field(ge=-1e15, le=1e15, allow_inf_nan=False)] = 0.0
-    """Objective that an elite must exceed (`cma_mae`, `cma_maega`)."""
+    constraint: Literal["typical", "latents", "none"] = "typical"
+    """What keeps elites in distribution: `latents`: each number and the norm within the range of
+    random latents; `typical`: so, and their images as typical of the generator as random ones;
+    `none`: nothing, as published."""
+    threshold_min: Floor | Literal["auto"] = "auto"
+    """Objective that an elite must exceed; `auto` takes it from random samples and records it."""
     initial_samples: Annotated[int, Field(ge=1, le=1_000_000)] = 512
     """Random latents; emitters start from the best of them."""
-    chunk_size: Annotated[int, Field(ge=1, le=65_536)] = 64
-    """Latents rendered and embedded at once; bounds memory."""
+    chunk_size: Annotated[int, Field(ge=1, le=65_536)] | Literal["auto"] = 64
+    """Latents rendered and embedded at once; bounds memory. `auto` fits it to half of the device's
+    and records it."""
     rematerialise: bool = False
     """Whether images are rendered again for their gradients, instead of keeping activations. It
     saves memory on accelerators, but none on a CPU."""
@@ -92,6 +101,18 @@ class SearchConfig:
                 f"search.step_size has no effect with strategy '{self.strategy}', only with "
                 "openai_es: leave it out"
             )
+
+    @property
+    def chunk(self) -> int:
+        """`chunk_size` in numbers; only a resolved config has them."""
+        if self.chunk_size == "auto":
+            raise ValueError("search.chunk_size is not resolved yet")
+        return self.chunk_size
+
+    @property
+    def uses_gradients(self) -> bool:
+        """Whether scores need a Jacobian."""
+        return self.algorithm in ("omg_mega", *_ASCENT) and not self.emitter
 
     def _changes(self, name: str) -> bool:
         """Whether an option has another value than its default."""

@@ -1,10 +1,13 @@
-"""How typical an image is of its generator: quality without prompts.
+"""How typical latents and images are of a generator: what keeps a search in distribution.
 
-A generator can render images that it never renders at random. A search finds directions of latents,
-as probable as any other, that lead to textures and glare. The distance to random images detects
-them. As in the Frechet distance of sets (Heusel et al. 2017), a normal distribution describes the
-random images, here of their small versions instead of a network's features.
+A search finds latents that a generator never draws, and directions of latents, as probable as any
+other, that lead to textures and glare. Both are detected by their distance to random ones, without
+anything to tune: limits are quantiles of random latents and images. As in the Frechet distance of
+sets (Heusel et al. 2017), a normal distribution describes random images, here by small versions of
+them and by the contrast of their details instead of a network's features.
 """
+
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,53 +16,209 @@ import threadpoolctl  # type: ignore[import-untyped]
 from flax import struct
 
 from qdgs_jax.chunks import in_chunks
+from qdgs_jax.errors import ConfigError
 from qdgs_jax.generators import Generator
-from qdgs_jax.typing import Array, Images, Params
+from qdgs_jax.typing import Array, Images, Latents, Params
 
+LATENTS = 10_000
+"""Random latents that describe a generator's."""
 SAMPLES = 2048
+"""Random images that describe a generator's; the last quarter sets the limits alone."""
+REGION = 0.95
+"""Share of random images that count as typical. A search ends near the limits that it is given: in
+the region of 99 %, other features than these would find many of its images outside of theirs."""
 SIDE = 16
 """Side of the small images, in pixels."""
+BANDS = (8, 64)
+"""Where principal components are divided, largest first."""
 RIDGE = 1e-3
 """Share of the mean variance that is added to each variance, since some variances are zero."""
 
+SMALLEST = 1e-8
+"""Variance that is added where all random images are alike."""
 
-class Typical(struct.PyTreeNode):
-    """The normal distribution of small versions of a generator's random images; F = 3 SIDE^2."""
+Features = Callable[[Images], Array]  # [N, H, W, 3] -> [N, F]
+
+
+class LatentRange(struct.PyTreeNode):
+    """Where random latents lie: each number of them, and the norms of their blocks."""
+
+    lower: Array  # [D], least of random latents
+    upper: Array  # [D]
+    least: Array  # [L], 1 % quantile of the norms of a block, such as a StyleGAN2 layer's style
+    most: Array  # [L], 99 % quantile
+    spread: Array  # [], standard deviation of a number
+
+
+def range_of_latents(generator: Generator) -> LatentRange:
+    """The range of `LATENTS` random latents."""
+    latents = np.asarray(generator.sample(jax.random.key(0), LATENTS))
+    norms = block_norms(latents, generator.blocks)
+    least, most = np.quantile(norms, (0.01, 0.99), axis=0)
+    spread = np.sqrt(latents.var(axis=0).mean())
+    parts = latents.min(axis=0), latents.max(axis=0), least, most, spread
+    return LatentRange(*(jnp.asarray(each, jnp.float32) for each in parts))
+
+
+def block_norms(latents: np.ndarray, blocks: int) -> np.ndarray:
+    """Norms of the equal parts of latents [N, D]: [N, L]."""
+    return np.linalg.norm(latents.reshape(len(latents), blocks, -1), axis=-1)
+
+
+def bring_into(within: LatentRange, latents: Latents) -> Latents:
+    """Latents [N, D] with their numbers clipped to the range, and their blocks scaled to it."""
+    clipped = jnp.clip(latents, within.lower[None], within.upper[None])
+    blocks = clipped.reshape(len(latents), len(within.least), -1)
+    norms = jnp.linalg.norm(blocks, axis=-1)
+    scale = jnp.clip(norms, within.least[None], within.most[None]) / jnp.maximum(norms, 1e-30)
+    return (blocks * scale[..., None]).reshape(latents.shape)
+
+
+class Normal(struct.PyTreeNode):
+    """A normal distribution of features of random images."""
 
     mean: Array  # [F]
-    whitening: Array  # [F, F], (image - mean) @ whitening has unit covariance
+    whitening: Array  # [F, F], (features - mean) @ whitening are principal components, variance 1
+    scale: Array  # [bands], limit of a band's mean square if it were alone
 
 
-def fit(generator: Generator, params: Params) -> Typical:
-    """Fits the distribution of 2,048 random images of a generator."""
+class Typical(struct.PyTreeNode):
+    """The random images of a generator, by several kinds of features."""
+
+    features: tuple[Features, ...] = struct.field(pytree_node=False)
+    normals: tuple[Normal, ...]
+    limit: Array  # [], distance that a share of other random images do not exceed
+
+
+def fit_images(generator: Generator, params: Params, chunk_size: int = 64) -> Typical:
+    """Fits the features `KINDS` of `SAMPLES` random images, of which `chunk_size` are rendered at
+    once.
+
+    Raises:
+        ConfigError: colours are not in [0, 1].
+    """
+    features = features_of(generator, KINDS, chunk_size)
+    found = features(params, generator.sample(jax.random.key(0), SAMPLES))
+    pixels = np.asarray(found[0])
+    least, most = pixels.min(), pixels.max()
+    if not (least > -0.05 and most < 1.05):
+        raise ConfigError(
+            f"The generator '{generator.name}' renders colours from {least:.3g} to {most:.3g} "
+            "instead of 0 to 1: let `render` return (images + 1) / 2 if they end in a tanh."
+        )
+    return fit(KINDS, found)
+
+
+def features_of(
+    generator: Generator, kinds: tuple[Features, ...], chunk_size: int
+) -> Callable[[Params, Latents], list[Array]]:
+    """(params, latents [N, D]) -> kinds of features of their images, each [N, F]."""
 
     @jax.jit
-    def render(params: Params, latents: Array) -> Array:
-        return in_chunks(lambda some: _small(generator.render(params, some)), 64)(latents)
+    def features(params: Params, latents: Latents) -> list[Array]:
+        def of_some(latents: Latents) -> list[Array]:
+            images = generator.render(params, latents)
+            return [kind(images) for kind in kinds]
 
-    small = np.asarray(render(params, generator.sample(jax.random.key(0), SAMPLES)), np.float64)
-    with threadpoolctl.threadpool_limits(1, user_api="blas"):  # same sums on any core count
-        covariance = np.cov(small, rowvar=False)
-        covariance += RIDGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-        whitening = np.linalg.inv(np.linalg.cholesky(covariance)).T
-    return Typical(
-        jnp.asarray(small.mean(axis=0), jnp.float32), jnp.asarray(whitening, jnp.float32)
-    )
+        return in_chunks(of_some, chunk_size)(latents)
+
+    return features
 
 
-def excess(typical: Typical, images: Images) -> Array:
-    """Excess squared Mahalanobis distance of images to the generator's mean image, [N].
+def fit(kinds: tuple[Features, ...], values: Sequence[Array], *, region: float = REGION) -> Typical:
+    """Fits kinds of features.
 
-    The squared distance relative to a random image's, which is 1 on average, minus 1 and clipped at
-    0: an image at twice the squared distance of random images has 1.
+    Args:
+        values: of each kind, those of the same random images, [N, F].
+        region: share of random images that is within the limit.
     """
-    centred = _small(images) - typical.mean[None]
-    whitened = jnp.matmul(centred, typical.whitening, precision="highest")
-    return jnp.maximum(jnp.mean(whitened**2, axis=-1) - 1, 0)
+    normals, distances = [], []
+    for each in values:
+        fitted, others = np.split(np.asarray(each, np.float64), [len(each) * 3 // 4])
+        mean = fitted.mean(axis=0)
+        with threadpoolctl.threadpool_limits(1, user_api="blas"):  # same sums on any core count
+            variances, basis = np.linalg.eigh(np.cov(fitted, rowvar=False))
+            whitening = basis / np.sqrt(variances.clip(0) + RIDGE * variances.mean() + SMALLEST)
+            whitening = whitening[:, ::-1]  # largest variance first
+            squares = ((others - mean) @ whitening) ** 2
+        bands = np.stack([band.mean(axis=1) for band in np.split(squares, BANDS, axis=1)])
+        scale = np.quantile(bands, region, axis=1).clip(SMALLEST)
+        normals.append(
+            Normal(*(jnp.asarray(part, jnp.float32) for part in (mean, whitening, scale)))
+        )
+        distances.append((bands / scale[:, None]).max(axis=0))
+    limit = max(np.quantile(np.max(distances, axis=0), region), SMALLEST)
+    return Typical(kinds, tuple(normals), jnp.asarray(limit, jnp.float32))
 
 
-def _small(images: Images) -> Array:
-    """Small images as rows [N, F]."""
-    shape = (len(images), SIDE, SIDE, 3)
-    small = jax.image.resize(images, shape, "linear", precision=jax.lax.Precision.HIGHEST)
-    return small.reshape(len(images), -1)
+def distance(typical: Typical, images: Images) -> Array:
+    """Distance of images to random ones [N], relative to the limit: typical ones have at most 1.
+
+    It is the largest of several squared Mahalanobis distances to the mean of random images: of each
+    kind of features, in each band of principal components. All components together would hide that
+    one of them, such as brightness, is far from any random image's.
+    """
+    return distance_of(typical, [features(images) for features in typical.features])
+
+
+def distance_of(typical: Typical, values: Sequence[Array]) -> Array:
+    """The same of the images' features, each kind [N, F]."""
+
+    def of_kind(values: Array, normal: Normal) -> Array:
+        centred = values - normal.mean[None]
+        squares = jnp.matmul(centred, normal.whitening, precision="highest") ** 2
+        bands = [jnp.mean(band, axis=1) for band in jnp.split(squares, BANDS, axis=1)]
+        return jnp.max(jnp.stack(bands, axis=1) / normal.scale[None], axis=1)
+
+    each = [of_kind(*pair) for pair in zip(values, typical.normals, strict=True)]
+    return jnp.max(jnp.stack(each), axis=0) / typical.limit
+
+
+def small(images: Images) -> Array:
+    """Small versions of images as rows [N, F]."""
+    return _resized(images, SIDE).reshape(len(images), -1)
+
+
+def details(images: Images) -> Array:
+    """Contrast of details of three sizes in 4 x 4 regions, each colour alone: rows [N, F]."""
+    side = int(2 ** np.clip(np.ceil(np.log2(min(images.shape[1:3]))), 5, 7))
+    images, rows = _resized(images, side), []
+    for _ in range(3):
+        half = _pooled(images, 2)
+        blurred = jnp.repeat(jnp.repeat(half, 2, axis=1), 2, axis=2)
+        contrast = _pooled((images - blurred) ** 2, images.shape[1] // 4)
+        rows.append(jnp.log(contrast + 1e-4).reshape(len(images), -1))
+        images = half
+    return jnp.hstack(rows)
+
+
+def _resized(images: Images, side: int) -> Array:
+    if images.shape[1:3] == (side, side):
+        return images
+    shape = (len(images), side, side, 3)
+    return jax.image.resize(images, shape, "linear", precision=jax.lax.Precision.HIGHEST)
+
+
+def _pooled(images: Array, size: int) -> Array:
+    """Means of squares of `size` pixels."""
+    N, H, W, C = images.shape
+    return images.reshape(N, H // size, size, W // size, size, C).mean(axis=(2, 4))
+
+
+def untrained(images: Images) -> Array:
+    """Features of a convolutional network with random weights [N, 512]: a second opinion, which no
+    search sees."""
+    x = _resized(images, 64)
+    random = np.random.default_rng(0)
+    for channels in (16, 32, 32):
+        kernel = random.normal(size=(5, 5, x.shape[-1], channels)) / np.sqrt(25 * x.shape[-1])
+        x = jax.lax.conv_general_dilated(
+            x, jnp.asarray(kernel, x.dtype), (2, 2), "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest",
+        )  # fmt: skip
+        x = jax.nn.relu(x)
+    return _pooled(x, 2).reshape(len(x), -1)
+
+
+KINDS: tuple[Features, ...] = (small, details)
+"""The features that a search sees."""

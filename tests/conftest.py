@@ -89,7 +89,7 @@ def toy_models(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     weights = {"image": image_weights, "text": text_weights}
     monkeypatch.setattr(generators, "load", lambda model, **_: (generator, render_weights))
-    monkeypatch.setattr(encoders, "load", lambda model, precision: (encoder, weights))
+    monkeypatch.setattr(encoders, "load", lambda model, **_: (encoder, weights))
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def toy_config() -> Config:
             ],
             "search": {
                 "generations": 8, "emitters": 2, "batch_size": 3, "initial_samples": 16,
-                "threshold_min": -100,
+                "threshold_min": -100, "constraint": "none",
             },
             "run": {"log_every": 2, "checkpoint_every": 4},
         },

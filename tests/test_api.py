@@ -63,7 +63,7 @@ def test_signatures_follow_the_conventions(name: str) -> None:
     for parameter in parameters:
         assert not hasattr(builtins, parameter.name), f"{parameter.name} shadows a builtin"
         if parameter.default is not parameter.empty:
-            optional_data = name == "make_search" and parameter.name == "score_with_jacobian"
+            optional_data = name == "make_search" and parameter.name.startswith("score")
             assert parameter.kind is parameter.KEYWORD_ONLY or optional_data, parameter.name
 
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from qdgs_jax.bins import assign_bins, choose_test, draw_evenly
 from qdgs_jax.config import BinConfig, Config, MeasureConfig
 from qdgs_jax.datasets import export as dataset
-from qdgs_jax.datasets.bins import assign_bins, choose_test, draw_evenly
 from qdgs_jax.errors import ConfigError
 
 

@@ -142,6 +142,12 @@ def test_pretrain_knows_both_models(capsys: pytest.CaptureFixture[str]) -> None:
         (["sample", CONFIG, "--measures.0.range", "0", "inf"], 2, "must have finite ends"),
         (["sample", "code.toml"], 2, "os:getcwd' of measure 'm' is code from outside of this"),
         (["sample", "code.toml", "--allow-code"], 2, "'os:getcwd' of measure 'm' fails (TypeError"),
+        (["sample", CONFIG, "--generator.model", "os:getcwd"], 2, "'os:getcwd' is code from out"),
+        (
+            ["sample", CONFIG, "--generator.model", "os:getcwd", "--allow-code"],
+            2,
+            "'os:getcwd' returns a str: let it return a qdgs_jax.Generator and its weights",
+        ),
         (["export", "absent", "out"], 1, "holds no finished run"),
     ],
 )
@@ -180,7 +186,7 @@ def test_a_config_is_found_anywhere_and_whatever_its_suffix(
 
     def sample(config: Config, out: Path, **_: object) -> dict[str, object]:
         seen.append(config)
-        return {}
+        return {"verdict": {"sentences": []}}
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sampling, "sample", sample)

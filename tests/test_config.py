@@ -91,17 +91,28 @@ def test_saved_config_is_read_back(tmp_path: Path) -> None:
             "search.strategy has no effect with algorithm 'cma_maega', only with cma_me, cma_mae",
         ),
         (
-            {"search": {"algorithm": "map_elites", "threshold_min": 1.0}},
-            "search.threshold_min has no effect with algorithm 'map_elites', only with cma_mae,",
-        ),
-        (
             {"search": {"algorithm": "cma_mae", "step_size": 0.1}},
             "search.step_size has no effect with strategy 'cholesky_cma_es', only with openai_es",
         ),
         ({"objective": {**MINIMAL["objective"], "radius": 1.0}}, "radius has no effect without"),
         (
             {
-                "objective": {"typicality": 1.0},
+                "objective": {**MINIMAL["objective"], "typicality": 0.5},
+                "search": {"constraint": "latents"},
+            },
+            "typicality has no effect unless search.constraint is 'typical'",
+        ),
+        (
+            {
+                "objective": {},
+                "measures": [{"name": "b", "function": "brightness"}],
+                "search": {"constraint": "none"},
+            },
+            "the positive prompt of objective is empty",
+        ),
+        (
+            {
+                "objective": {},
                 "measures": [{"name": "b", "function": "brightness"}],
                 "encoder": {"random_crops": False},
             },
@@ -131,6 +142,7 @@ def test_the_papers_faces() -> None:
     assert {measure.range for measure in config.measures} == {(-0.1, 0.1)}
     objective, search = config.objective, config.search
     assert (objective.regularisation, objective.radius, objective.uniqueness) == (0.5, 0.5, 0.2)
+    assert (search.constraint, search.threshold_min) == ("none", 0.0)
     assert (search.generations, search.emitters, search.batch_size) == (60_000, 1, 3)
     assert (search.sigma0, search.step_size, search.optimizer) == (0.5, 0.5, "adam")
     assert config.generator.latent_space == "w+"
@@ -161,5 +173,5 @@ def test_unreadable_files(tmp_path: Path, content: bytes | None, sentence: str) 
 def test_defaults_are_the_papers() -> None:
     search = SearchConfig()
     assert (search.sigma0, search.step_size, search.learning_rate) == (0.5, 0.5, 0.02)
-    assert search.threshold_min == 0
+    assert (search.threshold_min, search.constraint) == ("auto", "typical")
     assert search.initial_samples == 512

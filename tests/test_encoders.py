@@ -1,9 +1,11 @@
 """Encoders from folders: weights, tokenizers, and clear errors if files are missing."""
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +70,61 @@ def byte_pair_folder(tmp_path_factory):
     config = make_config(len(vocabulary), 2)
     clip.save(folder, config, clip.init(config, jax.random.key(0)))
     return folder
+
+
+def own(**changes):
+    """An encoder that reads colours, and words by their length; norms are not 1."""
+    made = encoders.Encoder(
+        "mine", "", 4,
+        embed_images=lambda params, images: params * images.mean((1, 2)),
+        embed_tokens=lambda params, tokens: np.asarray(tokens) * np.ones((1, 3)),
+        tokenize=lambda texts: np.array([[len(text)] for text in texts]),
+    )  # fmt: skip
+    return dataclasses.replace(made, **changes), jnp.float32(3)
+
+
+def test_a_function_makes_an_encoder(monkeypatch):
+    module = types.ModuleType("my_models")
+    module.make = own
+    monkeypatch.setitem(sys.modules, "my_models", module)
+    with pytest.raises(ConfigError, match="The encoder 'my_models:make' is code from outside"):
+        encoders.load("my_models:make")
+    with pytest.raises(ConfigError, match=r"decides its precision itself: leave .* out"):
+        encoders.load("my_models:make", precision="bf16", allow_code=True)
+    encoder, params = encoders.load("my_models:make", allow_code=True, gradients=True)
+    images = jnp.ones((2, 4, 4, 3)) * jnp.array([0, 0.3, 0.4])[None, None, None]
+    np.testing.assert_allclose(encoder.embed_images(params, images)[1], [0, 0.6, 0.8], rtol=1e-6)
+    texts = encoder.embed_tokens(params, encoder.tokenize(["good", "very bad"]))
+    np.testing.assert_allclose(texts, np.full((2, 3), 3**-0.5), rtol=1e-6)
+    assert len(encoder.sha256) == 64
+    assert encoder.unknown_words("good") == []
+
+
+def fail(*_):
+    raise OSError("no such thing")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"image_size": 0}, "no positive whole number: correct it"),
+        ({"embed_images": lambda params, x: x}, r"`embed_images\(.*\)` returns .*: let it return "),
+        ({"embed_images": fail}, r"`embed_images\(.*\)` fails \(OSError: no such thing\): mend"),
+        ({"tokenize": fail}, r"`tokenize\(texts\)` fails \(OSError: no such thing\): mend it"),
+        ({"embed_tokens": fail}, r"`embed_tokens\(.*\)` fails \(OSError: no such thing\): mend it"),
+        (
+            {"embed_tokens": lambda params, tokens: tokens},
+            r"returns \(2, 1\) for 2 texts: let it return \[2, 3\], as long",
+        ),
+    ],
+)
+def test_a_mistake_in_an_own_encoder_is_a_sentence(changes, sentence):
+    def embed() -> None:
+        encoder, params = encoders.checked(*own(**changes))
+        encoder.embed_tokens(params, encoder.tokenize(["good", "bad"]))
+
+    with pytest.raises(ConfigError, match=f"^The encoder 'mine': .*{sentence}"):
+        embed()
 
 
 def test_embeddings_have_unit_norm_and_follow_clip(folder):
@@ -135,7 +192,7 @@ def test_a_long_text_is_refused_not_cut(kind, request):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("shapes-clp", r"no encoder 'shapes-clp' \(did you mean 'shapes-clip'\?\).* shapes-clip\."),
+        ("shapes-clp", r"no encoder 'shapes-clp' \(did you mean 'shapes-clip'\?\).* or a"),
         ("no/such/folder", "no encoder 'no/such/folder': give the path"),
     ],
 )

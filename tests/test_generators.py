@@ -3,6 +3,9 @@
 import importlib.util
 import os
 import re
+import sys
+import types
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -13,7 +16,7 @@ import safetensors.numpy
 
 from qdgs_jax import files, generators
 from qdgs_jax.errors import CheckpointError, ConfigError
-from qdgs_jax.models import dcgan, stylegan2, vae
+from qdgs_jax.models import checkpoint, dcgan, stylegan2, vae
 
 CONFIG = vae.VAEConfig(latent_size=3, image_size=16, channels=(2, 3, 4))
 STYLES = stylegan2.StyleGAN2Config(
@@ -89,6 +92,14 @@ def test_a_checkpoint_of_a_dcgan():
     latents = generator.sample(jax.random.key(0), 2)
     expected = dcgan.generate(*dcgan.load(path), latents)
     np.testing.assert_allclose(generator.render(params, latents), expected, atol=1e-6)
+
+
+def test_a_folder_of_a_dcgan_under_other_names(tmp_path):
+    tensors = checkpoint.read_tensors(Path(__file__).parent / "models/dcgan/weights.tar")
+    renamed = {name.replace("main", "net"): np.array(tensor) for name, tensor in tensors.items()}
+    safetensors.numpy.save_file(renamed, tmp_path / "model.safetensors")
+    generator, _ = generators.load(str(tmp_path))
+    assert (generator.latent_size, generator.image_size) == (7, 32)
 
 
 @pytest.mark.skipif(
@@ -197,15 +208,148 @@ def test_options_of_another_family_are_refused(folder, options):
     generators.load(str(folder), latent_space="z")
 
 
-def test_a_conditional_network_is_refused(reference):
-    with pytest.raises(ConfigError, match=r"'sg2_cond_32\.pkl' is conditional"):
-        generators.load(str(reference / "stylegan2/sg2_cond_32.pkl"))
+@pytest.fixture(scope="module")
+def conditional(reference):
+    return str(reference / "stylegan2/sg2_cond_32.pkl")
+
+
+def test_the_last_latents_of_a_conditional_stylegan2_decide_its_class(
+    conditional, reference, monkeypatch
+):
+    def synthesize(config, params, ws, **_):  # shows the style, in grey
+        return jnp.broadcast_to(ws[:, 0, :4, None, None] / 8, (len(ws), 4, 4, 1))
+
+    monkeypatch.setattr(stylegan2, "synthesize", synthesize)
+    golden = np.load(reference / "stylegan2/sg2_cond_32_golden.npz")
+    (_, D), (_, K) = golden["z"].shape, golden["c"].shape
+    generator, params = generators.load(conditional, classes=tuple("abcdefghij"))
+    assert (generator.latent_size, generator.classes) == (D + K, tuple("abcdefghij"))
+    drawn = np.asarray(generator.class_of(generator.sample(jax.random.key(0), 1000 * K)))
+    assert (abs(np.bincount(drawn) - 1000) < 100).all()
+
+    latents = np.hstack([golden["z"], 0.5 * golden["c"] - 1])
+    assert generator.class_of(latents).tolist() == golden["c"].argmax(1).tolist()
+    images = jax.jit(generator.render)(params, latents)
+    assert images.shape[1:] == (4, 4, 3)
+    expected = np.clip((golden["ws_psi1"][:, 0, :4] / 8 + 1) / 2, 0, 1)
+    assert expected.std() > 0.02
+    np.testing.assert_allclose(images[:, :, 1, 2], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"latent_space": "w+"}, "is conditional, .*: set generator.latent_space to 'z'"),
+        ({"classes": ("a",)}, r"has 10 classes, but generator.classes names 1: name as many"),
+    ],
+)
+def test_what_a_conditional_stylegan2_lacks(conditional, options, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        generators.load(conditional, **options)
+
+
+def test_classes_are_refused_where_there_are_none(styled, folder):
+    for path in (styled, folder):
+        with pytest.raises(ConfigError, match=r"no classes.*leave (it|generator\.classes) out"):
+            generators.load(str(path), classes=("a", "b"))
+
+
+def test_the_last_inputs_of_a_dcgan_can_be_a_class():
+    path = str(Path(__file__).parent / "models/dcgan/weights.tar")
+    generator, params = generators.load(path, classes=("a", "b", "c"))
+    plain, _ = generators.load(path)
+    assert generator.latent_size == plain.latent_size == 7
+    latents = jnp.array([[1, -1, 2, 0, 0.3, 0.2, -5], [1, -1, 2, 0, -9, -8, -7]])
+    assert generator.class_of(latents).tolist() == [0, 2]
+    one_hot = jnp.array([[1, -1, 2, 0, 1, 0, 0], [1, -1, 2, 0, 0, 0, 1.0]])
+    images = generator.render(params, latents)
+    np.testing.assert_allclose(images, plain.render(params, one_hot), atol=1e-6)
+    with pytest.raises(ConfigError, match=r"has 7 inputs, too few for 7 generator\.classes"):
+        generators.load(path, classes=tuple("abcdefg"))
+
+
+def own(**changes):
+    """A generator of grey images of 4 x 6 pixels, and its weights."""
+
+    def render(params, latents):
+        return jnp.broadcast_to(params * latents[:, :1, None], (len(latents), 4, 6))
+
+    def sample(key, n):
+        return jax.random.normal(key, (n, 3))
+
+    made = generators.Generator("mine", 3, (4, 6), sample, render)
+    return replace(made, **changes), jnp.float32(0.5)
+
+
+@pytest.fixture
+def module(monkeypatch):
+    module = types.ModuleType("my_models")
+    module.make = own
+    monkeypatch.setitem(sys.modules, "my_models", module)
+
+
+def test_a_function_makes_a_generator(module, folder, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="The generator 'my_models:make' is code from outside"):
+        generators.load("my_models:make")
+    generator, params = generators.load("my_models:make", allow_code=True)
+    images = generator.render(params, jnp.full((2, 3), 0.5))
+    np.testing.assert_array_equal(images, np.full((2, 4, 6, 3), 0.25))
+    assert generator.image_shape == (4, 6)
+    assert len(generator.sha256) == 64
+    assert generators.checked(own()[0], jnp.float32(0.6))[0].sha256 != generator.sha256
+    with pytest.raises(ConfigError, match="is a function of another package, which has no latent"):
+        generators.load("my_models:make", truncation_psi=0.5, allow_code=True)
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_models:make").symlink_to(folder)
+    assert generators.load("my_models:make")[0].latent_size == CONFIG.latent_size
+
+
+def test_a_generator_outside_of_jax_is_refused_where_gradients_are_needed():
+    def render(params, latents):
+        shape = jax.ShapeDtypeStruct((len(latents), 4, 6), jnp.float32)
+        return jax.pure_callback(lambda x: np.zeros((len(x), 4, 6), np.float32), shape, latents)
+
+    made = own(render=render)
+    assert generators.checked(*made)[0].render(made[1], jnp.zeros((2, 3))).shape == (2, 4, 6, 3)
+    with pytest.raises(ConfigError, match=r"`render` has no gradients; it fails .* to 'cma_mae'"):
+        generators.checked(*made, gradients=True)
+    generators.checked(*own(), gradients=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"latent_size": 4},
+            r"`sample\(.*\)` returns float32 \(2, 3\): let it return \[2, 4\]",
+        ),
+        (
+            {"image_size": (6, 4)},
+            r"`render\(.*\)` returns float32 \(2, 4, 6\): let it return \[",
+        ),
+        ({"image_size": (6, 4, 3)}, r"is a side, or a tuple \(height, width\)\.$"),
+        ({"image_size": 0}, "no positive whole number: correct it"),
+        ({"blocks": 2}, "3 latents are no 2 equal `blocks`"),
+        ({"classes": ("a", "a")}, "2 `classes` need distinct names"),
+        ({"classes": tuple("abcd")}, "as many latents, not 3"),
+        ({"sample": lambda key, n: np.zeros((n, 3), int)}, r"returns int\d+ \(2, 3\): let"),
+        ({"sample": lambda key: key}, r"`sample\(key, 2\)` fails \(TypeError: .*: mend it, by JAX"),
+        ({"render": lambda params, x: np.asarray(x)}, r"`render\(.*\)` fails \(TracerArrayConv"),
+        ({"render": lambda params, x: None}, r"`render\(.*\)` returns a NoneType: let it"),
+    ],
+)
+def test_a_mistake_in_an_own_generator_is_a_sentence(changes, sentence):
+    with pytest.raises(ConfigError, match=f"^The generator 'mine': .*{sentence}") as caught:
+        generators.checked(*own(**changes))
+    assert str(caught.value).isprintable()
 
 
 def test_weights_of_no_family_are_refused(tmp_path):
     tensors = {"weight": np.zeros(3, np.float32)}
     safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"no known generator: .* a StyleGAN2 or a"):
+    known = r"holds only the tensors weight \(3,\): give .* a StyleGAN2 or a DCGAN \("
+    with pytest.raises(CheckpointError, match=known):
         generators.load(str(tmp_path))
 
 

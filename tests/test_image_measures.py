@@ -32,7 +32,7 @@ def module(monkeypatch):
 
 
 def load(function, **options):
-    return image_measures.load(MeasureConfig(name="m", function=function), 4, **options)
+    return image_measures.load(MeasureConfig(name="m", function=function), (4, 4), **options)
 
 
 IMAGES = jnp.linspace(0, 1, 3 * 4 * 4 * 3).reshape(3, 4, 4, 3)

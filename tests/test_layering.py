@@ -8,11 +8,13 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "qdgs_jax"
 ORDER = [
-    "typing", "errors", "processes", "files", "schema", "search_config", "config", "folders",
-    "provenance", "chunks", "sharding", "keys", "models", "generators", "encoders", "prompts",
-    "image_measures", "typicality", "jacobian", "scoring", "archives", "emitters", "search",
-    "problem", "collectives", "compilation", "runs", "datasets", "training",
-    "evaluation", "shapes", "experiments", "named_config", "terminal", "cli", "__main__",
+    "typing", "errors", "processes", "files", "plugins", "schema", "search_config", "config",
+    "folders", "provenance", "chunks", "sharding", "keys", "models", "generators", "encoders",
+    "prompts", "image_measures", "typicality", "jacobian", "scoring", "automatic", "archives",
+    "emitters",
+    "search", "problem", "bins", "collectives", "compilation", "runs", "datasets", "training",
+    "evaluation", "shapes", "experiments", "catalogue", "named_config", "terminal", "cli",
+    "__main__",
 ]  # fmt: skip
 PORTS = {"clip", "dcgan", "stylegan2", "vae"}
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -2,17 +2,21 @@
 
 import dataclasses
 import functools
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qdgs_jax import image_measures, problem, search
+from qdgs_jax import automatic, image_measures, problem, search
 from qdgs_jax.config import Config, MeasureConfig
+from qdgs_jax.emitters.variation import Variation
 from qdgs_jax.errors import ConfigError
 from qdgs_jax.generators import Generator
 from qdgs_jax.problem import load_problem
+from qdgs_jax.search_config import SearchConfig
 
 pytestmark = pytest.mark.usefixtures("toy_models")
 
@@ -47,7 +51,8 @@ def of_function(function: str, **options: object) -> MeasureConfig:
 
 
 def range_of(values: object, cells: int = 10) -> tuple[float, float]:
-    return problem._range_of(of_function("brightness", cells=cells), np.asarray(values, np.float64))
+    measure = of_function("brightness", cells=cells)
+    return automatic._range_of(measure, np.asarray(values, np.float64))
 
 
 SPREAD = np.linspace(0, 1, 512)
@@ -117,3 +122,62 @@ def test_a_search_larger_than_any_memory_is_refused(toy_config: Config) -> None:
     found = dataclasses.replace(found, config=config, generator=huge)
     with pytest.raises(ConfigError, match=r"needs [\d,]+ GiB on each device for 100,000,000 cells"):
         problem.require_memory(found)
+
+
+MAKERS = """
+from qdgs_jax.emitters.variation import Variation
+
+def make(options, archive, latent_size):
+    assert (archive.cells, latent_size) == ((6, 5), 5)
+    return Variation(emitters=3, batch_size=4, sigma=options.sigma0)
+
+def greedy(options, archive, latent_size):
+    return Variation(emitters=17, batch_size=4, sigma=1.0)
+
+def wrong(options, archive, latent_size):
+    return "Variation"
+
+def broken(options, archive, latent_size):
+    return options.no_such_option
+"""
+
+
+def test_a_config_names_its_own_emitter(
+    toy_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_emitters.py").write_text(MAKERS)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    options = dataclasses.replace(toy_config.search, emitter="own_emitters:make")
+    config = dataclasses.replace(toy_config, search=options)
+    made = load_problem(config, allow_code=True).search
+    assert made.emitter == Variation(3, 4, options.sigma0)
+    assert made.annealed
+    for name, sentence in [
+        ("make", "'make' is no function: write 'package.module:make'"),
+        ("own_emitters:other", "does not exist in the module own_emitters"),
+        ("own_emitters:greedy", r"starts from 17 latents: raise search.initial_samples \(16\)"),
+        ("own_emitters:wrong", "returns a str: let it return an emitter"),
+        ("own_emitters:broken", "fails .*no_such_option.*: mend it"),
+    ]:
+        options = dataclasses.replace(options, emitter=name)
+        with pytest.raises(ConfigError, match=sentence):
+            problem._own_emitter(options, made.archive, 5, allow_code=True)
+    with pytest.raises(ConfigError, match="pass --allow-code"):
+        problem._own_emitter(options, made.archive, 5, allow_code=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "step_size"),
+    [
+        ({"algorithm": "cma_maega"}, 0.29),
+        ({"algorithm": "cma_me"}, 0.5),
+        ({"algorithm": "cma_me", "strategy": "openai_es"}, 0.29),
+        ({"algorithm": "map_elites"}, 0.5),
+    ],
+)
+def test_steps_are_in_units_of_random_latents(options: dict, step_size: float) -> None:
+    """Where `step_size` has no effect, it is left alone, as changing it is refused."""
+    params = {"latents": SimpleNamespace(spread=0.5773)}
+    scaled = problem._in_units_of(params, SearchConfig(**options))
+    assert (scaled.sigma0, scaled.step_size) == (0.29, step_size)

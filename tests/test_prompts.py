@@ -69,7 +69,7 @@ def test_without_prompts_there_is_nothing_to_embed():
 
 def test_measures_can_have_prompts_where_the_objective_has_none():
     config = make_config("a")
-    config = dataclasses.replace(config, objective=ObjectiveConfig(typicality=1.0))
+    config = dataclasses.replace(config, objective=ObjectiveConfig())
     assert config.has_prompts
     calls = []
     prompts = embed_prompts(config, fake_encoder(calls), 0.1)

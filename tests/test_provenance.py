@@ -13,7 +13,7 @@ from qdgs_jax.config import Config, MeasureConfig, ObjectiveConfig
 
 def test_models_precision_and_seed_are_named() -> None:
     config = Config(
-        objective=ObjectiveConfig(typicality=1.0),
+        objective=ObjectiveConfig(),
         measures=(MeasureConfig(name="light", function="brightness"),),
         seed=3,
     )

@@ -2,9 +2,17 @@
 
 import re
 import runpy
+from collections.abc import Callable
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+
+import qdgs_jax
+from qdgs_jax import search
+from qdgs_jax.archives import GridArchive
+from qdgs_jax.search_config import SearchConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -16,6 +24,8 @@ EXAMPLES = {
     )
 }
 DEMO, *SEARCHES = "README.md-0", "own_loop.md-0", "own_loop.md-1"
+SEEDS, REPORT, OWN_EMITTER = "own_loop.md-2", "own_loop.md-3", "own_loop.md-4"
+OTHERS = {DEMO, *SEARCHES, SEEDS, REPORT, OWN_EMITTER}
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in SEARCHES]
 
 
@@ -26,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("example", [*sorted(EXAMPLES.keys() - {DEMO, *SEARCHES}), *SLOW])
+@pytest.mark.parametrize("example", [*sorted(EXAMPLES.keys() - OTHERS), *SLOW])
 def test_example(example: str) -> None:
     names: dict = {}
     exec(EXAMPLES[example], names)
@@ -50,6 +60,80 @@ def test_own_generator(folder: Path) -> None:
 def test_qdax_map_elites() -> None:
     names = runpy.run_path(str(ROOT / "examples/qdax_map_elites.py"))
     assert names["repertoire"].state.count > 5000
+
+
+@pytest.mark.slow
+def test_qdax_on_shapes() -> None:
+    with jax.numpy_rank_promotion("allow"):  # QDax's repertoire promotes ranks implicitly
+        names = runpy.run_path(str(ROOT / "examples/qdax_on_shapes.py"))
+    assert len(names["elites"]) > 100
+    assert names["images"].shape == (len(names["elites"]), 128, 128, 3)
+
+
+@pytest.mark.slow
+def test_balanced_dataset(folder: Path) -> None:
+    names = runpy.run_path(str(ROOT / "examples/balanced_dataset.py"))
+    assert names["balance"].got == len(names["exported"]) == 200
+    random, exported = (
+        [float(share.rstrip("%")) for share in names["groups"](images).values()]
+        for images in (names["random"], names["exported"].pixels / 255)
+    )
+    assert min(random) < 5
+    assert min(exported) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_ask_tell(library: str) -> None:
+    pytest.importorskip(library)
+    name = {"numpy": "ask_tell", "torch": "ask_tell_torch"}[library]
+    names = runpy.run_path(str(ROOT / f"examples/{name}.py"))
+    assert names["state"].elites.count > 200
+    assert names["state"].elites.objective.max() > 50
+
+
+@pytest.mark.slow
+def test_seeds_at_once() -> None:
+    names: dict = {}
+    exec(EXAMPLES[SEEDS], names)
+    assert names["states"].elites.count.shape == (5,)
+    assert names["metrics"].coverage.min() > 0.3
+    assert len(np.unique(names["metrics"].qd_score)) == 5
+
+
+def test_a_report_writes_scalars(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list = []
+
+    class Writer:
+        def add_scalar(self, *values: object) -> None:
+            written.append(values)
+
+    def sample(config: object, out: str, report: Callable) -> None:
+        report({"generation": 10, "coverage": 0.5})
+
+    monkeypatch.setattr(qdgs_jax, "sample", sample, raising=False)
+    exec(EXAMPLES[REPORT], {"writer": Writer()})
+    assert written == [("generation", 10, 10), ("coverage", 0.5, 10)]
+
+
+def test_an_emitter_of_qdax_is_made() -> None:
+    names: dict = {}
+    exec(EXAMPLES[OWN_EMITTER], names)
+    options, archive = SearchConfig(algorithm="map_elites"), GridArchive((4, 4), (0, 0), (1, 1))
+    made = search.make_search(options, archive, emitter=names["make"](options, archive, 8))
+    assert made.evaluations_per_generation == options.emitters * options.batch_size
+
+
+def test_torch_dcgan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qdgs_jax import generators
+
+    networks = ROOT / "tests/models/dcgan"
+    (folder / "generator.pt").symlink_to(networks / "weights.tar")
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    generator, params = generators.load("torch_dcgan:make", allow_code=True)
+    golden = np.load(networks / "golden.npz")  # by PyTorch
+    images = generator.render(params, golden["latents"])
+    np.testing.assert_allclose(images, (golden["images"].transpose(0, 2, 3, 1) + 1) / 2, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ def search(request: pytest.FixtureRequest) -> Search:
 
 
 def toy(**options: object) -> Search:
-    config = SearchConfig(**{"emitters": 3, "batch_size": 5, **options})
+    config = SearchConfig(**{"emitters": 3, "batch_size": 5, "threshold_min": 0.0, **options})
     return make_search(config, GRID, score, score_with_jacobian)
 
 
@@ -249,7 +249,7 @@ def test_no_emitter_starts_where_there_is_no_score() -> None:
     latents = jnp.ones((SAMPLES, D)) + jnp.arange(SAMPLES)[:, None]  # best first
     state = init(search, jnp.ones(D), jax.random.key(0), latents)
     np.testing.assert_array_equal(state.emitter.ascent.theta, latents[4:7])
-    assert state.non_finite == 4
+    assert state.refused.non_finite == 4
 
 
 @pytest.mark.slow
@@ -357,7 +357,9 @@ def test_any_archive_serves() -> None:
     rng = np.random.default_rng(0)
     points = tuple(map(tuple, rng.uniform(-6, 6, (30, 2)).tolist()))
     archive = CVTArchive(points, GRID.lower, GRID.upper)
-    config = SearchConfig(algorithm="cma_mae", ranker="rd", emitters=3, batch_size=5)
+    config = SearchConfig(
+        algorithm="cma_mae", ranker="rd", emitters=3, batch_size=5, threshold_min=0.0
+    )
     search = make_search(config, archive, score)
     _, metrics = run_jitted(search, jnp.ones(D), begin(search), 20)
     assert metrics.coverage > 0.3
@@ -414,3 +416,88 @@ def test_what_lacks_for_a_start_is_told_in_a_sentence() -> None:
     search = dataclasses.replace(toy(), score_with_jacobian=score)
     with pytest.raises(ValueError, match="returns no Jacobian"):
         step(search, jnp.ones(D), begin(search))
+
+
+def test_latents_are_repaired_before_they_are_scored_and_kept() -> None:
+    search = dataclasses.replace(toy(), repair=lambda params, latents: jnp.clip(latents, -1, 1))
+    state, metrics = run_jitted(search, jnp.ones(D), begin(search), 30)
+    filled = np.flatnonzero(state.elites.occupied)
+    latents = state.elites.latents[filled]
+    assert np.abs(latents).max() == 1
+    scores, _ = score(jnp.ones(D), jax.random.key(0), latents)
+    np.testing.assert_allclose(scores.objective, state.elites.objective[filled], rtol=1e-5)
+    assert metrics.coverage > 0
+
+
+@pytest.mark.parametrize("algorithm", ["map_elites", "cma_me", "cma_maega"])
+def test_refused_latents_are_no_elites_and_are_counted_by_reason(algorithm: str) -> None:
+    search = toy(algorithm=algorithm, threshold_min=50.0)
+    objective = jnp.array([60.0, 50.0, 70.0, jnp.nan, 49.0, 80.0])
+    atypical = jnp.array([False, False, True, True, True, False])
+    measures = jnp.array([[-3.0, -3.0]] * 5 + [[3.0, 3.0]])
+    scores = Scores(objective, measures, atypical=atypical)
+    state, _ = searches.add(search, begin(search), jnp.ones((6, D)), scores)
+    assert sorted(state.elites.objective[state.elites.occupied].tolist()) == [60, 80]
+    if state.annealed is not None:
+        assert state.annealed.occupied.sum() == 2
+    refused = {name: int(value) for name, value in vars(state.refused).items()}
+    assert refused == {"non_finite": 1, "atypical": 2, "below_floor": 1}
+
+
+def test_an_annealed_archive_needs_a_number() -> None:
+    with pytest.raises(ConfigError, match="threshold_min is 'auto', but 'cma_mae' anneals"):
+        toy(algorithm="cma_mae", threshold_min="auto")
+    assert toy(algorithm="map_elites", threshold_min="auto").floor == -math.inf
+
+
+@pytest.mark.parametrize("algorithm", [*slow("cma_mae"), "cma_maega"])
+def test_ask_and_tell_are_a_step(algorithm: str) -> None:
+    """With scores of NumPy, bit for bit, and without a score in the search."""
+    config = SearchConfig(algorithm=algorithm, emitters=3, batch_size=5, threshold_min=0.0)
+    outside = make_search(config, GRID)
+    points, ask, tell = (
+        jax.jit(each, static_argnums=0) for each in (searches.points, searches.ask, searches.tell)
+    )
+    key, latents_key = jax.random.split(jax.random.key(0))
+    latents = jax.random.normal(latents_key, (SAMPLES, D))
+    scored, scored_with_jacobian = (
+        lambda latents, each=each: jax.tree.map(
+            np.asarray, jax.jit(each)(jnp.ones(D), key, latents)[0]
+        )
+        for each in (score, score_with_jacobian)
+    )
+    state = jax.jit(init, static_argnums=0)(outside, None, key, latents, scored(latents))
+    stepped = begin(toy(algorithm=algorithm))
+    one = jax.jit(step, static_argnums=0)
+    for _ in range(3):
+        of_points = ()
+        if algorithm == "cma_maega":
+            at = points(outside, None, state)
+            of_points = at, scored_with_jacobian(at)
+        state, asked = ask(outside, None, state, *of_points)
+        state = tell(outside, state, asked, scored(asked.latents))
+        stepped = one(toy(algorithm=algorithm), jnp.ones(D), stepped)
+    assert_equal(state, stepped)
+    assert state.elites.count > 10
+
+
+def test_what_ask_and_tell_lack_is_told_in_a_sentence() -> None:
+    config = SearchConfig(emitters=3, batch_size=5, threshold_min=0.0)
+    search, latents = make_search(config, GRID), np.ones((SAMPLES, D))
+    with pytest.raises(ValueError, match="this search has no score: give `make_search` one"):
+        init(search, None, jax.random.key(0), latents)
+    scores, _ = score(jnp.ones(D), jax.random.key(0), latents)
+    start = jax.jit(init, static_argnums=0)
+    state = start(search, None, jax.random.key(0), latents, scores)
+    with pytest.raises(ValueError, match="uses gradients: give `ask` the latents of `points`"):
+        searches.ask(search, None, state)
+    at = searches.points(search, None, state)
+    with pytest.raises(ValueError, match="returns no Jacobian"):
+        searches.ask(search, None, state, at, score(jnp.ones(D), jax.random.key(0), at)[0])
+    search = make_search(dataclasses.replace(config, algorithm="map_elites"), GRID)
+    state = start(search, None, jax.random.key(0), latents, scores)
+    with pytest.raises(ValueError, match="uses no gradients: call `ask` alone"):
+        searches.points(search, None, state)
+    state, asked = searches.ask(search, None, state)
+    with pytest.raises(ValueError, match=r"objective has the shape \(20,\), but 15 latents"):
+        searches.tell(search, state, asked, scores)

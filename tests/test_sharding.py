@@ -81,7 +81,7 @@ def make_search(algorithm: str, size: int, emitters: int, batch: int, *, memory:
         return SeenImages(jnp.zeros((REMEMBERED, 8)), jnp.zeros((), jnp.int32)) if memory else ()
 
     score = ImageScore(score_rows, 2, 5, empty)
-    options: dict[str, Any] = {"emitters": emitters, "batch_size": batch}
+    options: dict[str, Any] = {"emitters": emitters, "batch_size": batch, "threshold_min": 0.0}
     options |= OPTIONS.get(algorithm, {"algorithm": algorithm})
     return searches.make_search(
         SearchConfig(**options), GRID, score, score.with_jacobian(), init_memory=empty

@@ -92,6 +92,7 @@ def make_search(case: Case, devices: int) -> searches.Search:
         algorithm=case.algorithm,  # type: ignore[arg-type]
         emitters=case.emitters * (devices if case.of_each_device else 1),
         batch_size=case.batch,
+        threshold_min=0.0,
     )
     grid = GridArchive(cells=(9, 9), lower=(-1.0, -1.0), upper=(1.0, 1.0))
     if case.rowwise:

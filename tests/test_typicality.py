@@ -1,4 +1,4 @@
-"""Typical images have no excess, others an excess by their distance."""
+"""Random latents and images are typical, others are not, and gradients lead back."""
 
 import jax
 import jax.numpy as jnp
@@ -6,46 +6,114 @@ import numpy as np
 import pytest
 
 from qdgs_jax import typicality
+from qdgs_jax.errors import ConfigError
 from qdgs_jax.generators import Generator
+from qdgs_jax.typicality import LatentRange, Typical, bring_into, distance, range_of_latents
 
 SIDE = 32
+KEY = jax.random.key(1)
 
 
-def render(params, latents):
-    """Smooth images of normal pixels, whose standard deviation is a tenth."""
-    images = 0.5 + 0.1 * latents.reshape(-1, 16, 16, 3)
-    return jnp.repeat(jnp.repeat(images, 2, axis=1), 2, axis=2) * params
+def render(params: jax.Array, latents: jax.Array) -> jax.Array:
+    """Smooth images of a sum of ten waves."""
+    y, x = (jnp.arange(SIDE) / SIDE for _ in range(2))
+    waves = [jnp.sin(3 * (k % 3 + 1) * x[None] + k + k * y[:, None]) for k in range(10)]
+    images = jax.nn.sigmoid(0.2 * jnp.einsum("nk,khw->nhw", latents, jnp.stack(waves)))
+    return params * jnp.stack([images, images**2, 1 - images], axis=-1)
+
+
+def normal(key: jax.Array, n: int) -> jax.Array:
+    return jax.random.normal(key, (n, 10))
+
+
+GENERATOR = Generator("waves", 10, SIDE, normal, render)
 
 
 @pytest.fixture(scope="module")
-def generator():
-    return Generator("noise", 768, SIDE, lambda key, n: jax.random.normal(key, (n, 768)), render)
+def typical() -> Typical:
+    return typicality.fit_images(GENERATOR, jnp.float32(1))
 
 
-@pytest.fixture(scope="module")
-def typical(generator):
-    return typicality.fit(generator, jnp.float32(1))
+def test_most_random_images_are_typical(typical: Typical) -> None:
+    images = render(jnp.float32(1), normal(KEY, 1000))
+    assert 0.92 < (distance(typical, images) <= 1).mean() < 0.98
 
 
-def test_whitened_samples_have_unit_covariance(generator, typical):
-    latents = generator.sample(jax.random.key(0), typicality.SAMPLES)
-    small = typicality._small(render(1.0, latents))
-    whitened = np.asarray((small - typical.mean[None]) @ typical.whitening)
-    np.testing.assert_allclose(np.cov(whitened, rowvar=False), np.eye(768), atol=0.01)
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda images: images[:, :, ::-1], id="a mirror image"),
+        pytest.param(lambda images: images[..., ::-1], id="other colours"),
+        pytest.param(
+            lambda images: images + 0.03 * (-1.0) ** jnp.arange(SIDE)[None, None, :, None],
+            id="fine stripes",
+        ),
+        pytest.param(lambda images: jnp.clip(3 * images - 1, 0, 1), id="glare"),
+    ],
+)
+def test_other_images_are_not(typical: Typical, change) -> None:
+    images = render(jnp.float32(1), normal(KEY, 200))
+    assert (distance(typical, change(images)) > 1).mean() > 0.9
 
 
-def test_excess_grows_with_the_distance(generator, typical):
-    latents = generator.sample(jax.random.key(1), 64)
-    excess = [typicality.excess(typical, render(1.0, scale * latents)) for scale in (0.5, 1.0, 2.0)]
-    assert (excess[0] == 0).all()
-    assert excess[1].mean() < 1.5  # 768 directions of as few as 2,048 images: not 0
-    np.testing.assert_allclose(1 + excess[2], 4 * (1 + excess[1]), rtol=0.3)
+def test_gradients_lead_back(typical: Typical) -> None:
+    image = render(jnp.float32(1), 3 * normal(KEY, 1))
+
+    def loss(image: jax.Array) -> jax.Array:
+        return distance(typical, image).sum()
+
+    assert loss(image) > 1
+    assert loss(image - 1e-3 * jnp.sign(jax.grad(loss)(image))) < loss(image)
 
 
-def test_gradients_lead_back(generator, typical):
-    image = render(1.0, 2 * generator.sample(jax.random.key(2), 1))
+def test_details_of_images_of_any_size() -> None:
+    for shape in ((2, 20, 28, 3), (2, 32, 32, 3), (2, 200, 130, 3)):
+        features = typicality.details(jax.random.uniform(KEY, shape))
+        assert features.shape == (2, 3 * 4 * 4 * 3)
+        assert np.isfinite(features).all()
 
-    def loss(image):
-        return typicality.excess(typical, image).sum()
 
-    assert loss(image - 0.01 * jnp.sign(jax.grad(loss)(image))) < loss(image)
+def test_colours_that_are_not_in_range_are_told() -> None:
+    tanh = Generator("t", 10, SIDE, normal, lambda params, latents: 2 * render(params, latents) - 1)
+    with pytest.raises(ConfigError, match="renders colours from -0"):
+        typicality.fit_images(tanh, jnp.float32(1))
+
+
+def test_images_that_are_all_alike_are_typical() -> None:
+    flat = Generator("f", 10, 8, normal, lambda p, latents: jnp.full((len(latents), 8, 8, 3), 0.5))
+    typical = typicality.fit_images(flat, None)
+    images = jnp.full((2, 8, 8, 3), jnp.array([0.5, 0.9])[:, None, None, None])
+    assert (np.asarray(distance(typical, images)) <= 1).tolist() == [True, False]
+
+
+def within(blocks: int, sample) -> LatentRange:
+    return range_of_latents(Generator("g", 10, 1, sample, render, blocks=blocks))
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_latents_are_brought_to_the_norms_of_random_ones(blocks: int) -> None:
+    fitted = within(blocks, normal)
+    random = normal(KEY, 10_000)
+    least, most = np.quantile(
+        typicality.block_norms(np.asarray(random), blocks), (0.001, 0.999), axis=0
+    )
+    scales = jnp.array([0.0, 0.01, 1, 3, 1e6])[:, None, None]
+    far = (scales * random[None, :100]).reshape(-1, 10)
+    near = bring_into(fitted, far)
+    norms = typicality.block_norms(np.asarray(near)[100:], blocks)  # 0 has no direction
+    assert ((norms > least) & (norms < most)).all()
+    np.testing.assert_allclose(bring_into(fitted, near), near, rtol=1e-5)
+    assert np.isfinite(near).all()
+    unchanged = (np.asarray(near) == far).all(axis=1)[200:300]  # of random latents
+    assert unchanged.mean() > 0.9
+
+
+def test_bounded_latents_stay_in_their_bounds() -> None:
+    def uniform(key: jax.Array, n: int) -> jax.Array:
+        return jax.random.uniform(key, (n, 10), minval=-1, maxval=3)
+
+    fitted = within(1, uniform)
+    near = bring_into(fitted, 5 * uniform(KEY, 500))
+    assert (np.asarray(near) >= -1.001).all()
+    assert (np.asarray(near) <= 3.2).all()
+    assert fitted.spread == pytest.approx(4 / 12**0.5, rel=0.02)

@@ -24,7 +24,7 @@ from qdgs_jax.collectives import read
 from qdgs_jax.compilation.report import Program, Report
 from qdgs_jax.compilation.topologies import Chip, compile_only
 from qdgs_jax.config import Config
-from qdgs_jax.errors import QDGSError
+from qdgs_jax.errors import ConfigError, QDGSError
 from qdgs_jax.problem import Problem, load_problem
 from qdgs_jax.search import SearchState
 from qdgs_jax.sharding import make_mesh
@@ -36,26 +36,39 @@ def compile_for(config: Config, topology: str, *, allow_code: bool = False) -> R
 
     Args:
         topology: see `topologies.compile_only`.
-        allow_code: whether measures may be functions of other packages, which are imported.
+        allow_code: whether generator, encoder and measures may be functions of other packages,
+            which are imported.
 
     Raises:
         ConfigError: a model, size or topology is impossible, or the chip's compiler is missing.
         CheckpointError: a model cannot be read.
     """
     with compile_only(topology) as (chip, devices):
-        problem = load_problem(_with_ranges(config), allow_code=allow_code)
+        problem = load_problem(_with_numbers(config), allow_code=allow_code)
         mesh = make_mesh(devices)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return _compiled(problem, topology, chip, mesh)
 
 
-def _with_ranges(config: Config) -> Config:
-    """Numbers for `auto` ranges: finding them takes long, and they do not change the program."""
+def _with_numbers(config: Config) -> Config:
+    """Numbers for an `auto` floor and ranges: finding them takes long, and they do not change the
+    program.
+
+    Raises:
+        ConfigError: the chunk size is to fit a device.
+    """
+    if config.search.chunk_size == "auto":
+        raise ConfigError(
+            "search.chunk_size is 'auto', which fits the device at hand and not one that is not "
+            "there: give a number, such as --search.chunk-size 64."
+        )
+    floor = 0.0 if config.search.threshold_min == "auto" else config.search.threshold_min
     measures = tuple(
         dataclasses.replace(measure, range=(-1.0, 1.0)) if measure.range == "auto" else measure
         for measure in config.measures
     )
-    return dataclasses.replace(config, measures=measures)
+    search = dataclasses.replace(config.search, threshold_min=floor)
+    return dataclasses.replace(config, measures=measures, search=search)
 
 
 def _compiled(problem: Problem, topology: str, chip: Chip, mesh: Mesh) -> Report:

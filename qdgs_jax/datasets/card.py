@@ -58,7 +58,7 @@ class folders, `latent_row` is {latent_row}.
 Images with the same `latent_row` are copies: {copies}.
 
 {measures}
-* `objective`: 100 - 50 ({loss}); higher is better
+* `objective`: 100 - 50 ({loss}); higher is better{classes}
 {distance}
 
 ## What it is not
@@ -84,6 +84,7 @@ TYPES = {
     "bin": "string",
     "cell": "int64",
     "latent_row": "int64",
+    "generator_class": "string",
     "generator": "string",
     "encoder": "string",
     "seed": "int64",
@@ -136,7 +137,8 @@ def card(header: dict[str, Any], balance: dict[str, Any], table: ImageTable) -> 
             else "the number of the random latent"
         ),
         measures="\n".join(_measures(config)),
-        loss=" + ".join(_losses(config["objective"])),
+        loss=" + ".join(_losses(config)),
+        classes="\n* `generator_class`: the class that the generator drew" if table.classes else "",
         distance=DISTANCE if encoder else "",
     )
 
@@ -161,15 +163,17 @@ def _yaml(value: Any) -> str:
     return "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in text)
 
 
-def _losses(objective: dict[str, Any]) -> Iterator[str]:
+def _losses(config: dict[str, Any]) -> Iterator[str]:
+    objective = config["objective"]
     if objective["positive"]:
         yield f'd(image, "{objective["positive"]}") - d(image, "{objective["negative"]}")'
     if weight := objective["regularisation"]:
         yield f"{weight:g} x the squared distance of the latent to a ball around the origin"
     if weight := objective["uniqueness"]:
         yield f"{weight:g} x how similar the image is to recent good images of the search"
-    if weight := objective["typicality"]:
-        yield f"{weight:g} x how much less typical the image is than random images of the generator"
+    weight = objective["typicality"] if config["search"]["constraint"] == "typical" else 0
+    if weight:
+        yield f"{weight:g} x the distance of the image to random images, 1 at the limit of typical"
 
 
 def _shortfall(balance: dict[str, Any]) -> Iterator[str]:
@@ -207,6 +211,9 @@ def _measures(config: dict[str, Any]) -> Iterator[str]:
         name, function = measure["name"], measure["function"]
         if function:
             yield f"* `measure_{name}`: the function `{function}` of the image"
+        elif classifier := measure["classifier"]:
+            output = f"{measure['output']} {measure['target']}".strip()
+            yield f"* `measure_{name}`: the {output} that the classifier `{classifier}` reads"
         else:
             low, high = measure["low"], measure["high"]
             difference = f'd(image, "{low}") - d(image, "{high}")'

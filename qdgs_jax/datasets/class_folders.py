@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from qdgs_jax.bins import UNLABELLED
 from qdgs_jax.datasets import listing
 from qdgs_jax.datasets.image_files import read_image
 from qdgs_jax.datasets.listing import Entry, top
 from qdgs_jax.errors import ConfigError, did_you_mean, shorten
 
-UNLABELLED = "unlabelled"
-"""Class folder of random samples that no bin holds."""
 MAX_BYTES = 8 * 2**30
 
 

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdgs_jax import files, generators, processes, provenance, sharding
-from qdgs_jax.config import MAX_IMAGES, BinConfig, Config
+from qdgs_jax import files, generators, processes, sharding
+from qdgs_jax.bins import assign_bins, bins_of, choose_test, draw_evenly, shares, with_bins
+from qdgs_jax.config import MAX_IMAGES, BinConfig, Config, load_bins
 from qdgs_jax.datasets import image_folder
 from qdgs_jax.datasets.balance import BALANCE, Balance, count_balance, read_balance
-from qdgs_jax.datasets.bins import assign_bins, bins_of, choose_test, draw_evenly, shares
 from qdgs_jax.datasets.card import card
 from qdgs_jax.datasets.image_folder import ImageTable
 from qdgs_jax.datasets.plan import make_header, make_table
@@ -41,7 +41,9 @@ def export(
     seed: int = 0,
     no_repeat: bool = False,
     test_share: float | None = None,
+    bins: Sequence[BinConfig] | str | Path | None = None,
     generator: tuple[Generator, Params] | None = None,
+    allow_code: bool = False,
 ) -> Balance:
     """Renders elites of a run, evenly over its bins, as an ImageFolder with provenance.
 
@@ -61,11 +63,13 @@ def export(
         test_share: share of the images in a folder `test`, in (0, 1), the others in `train`; None:
             one folder. Copies of an elite stay together, and each bin is divided alike, as far as
             its elites allow.
+        bins: in place of the config's, or the TOML file of such: see `config.load_bins`.
         generator: the run's generator, with its weights, if the config does not name one.
+        allow_code: whether the generator may be a function of another package, which is imported.
 
     Raises:
-        ConfigError: a bin cannot be a class folder, `count`, `seed` or `test_share` is impossible,
-            or the images are too few to be split.
+        ConfigError: a bin is impossible or cannot be a class folder, `count`, `seed` or
+            `test_share` is impossible, or the images are too few to be split.
         QDGSError: no run in `run`, no elite in any bin, other files in `out`, or no space.
     """
     run, out = Path(run), Path(out)
@@ -73,14 +77,17 @@ def export(
         with processes.errors_shared():
             loaded = load_run(run)
             config, elites = loaded.config, loaded.elites
+            if bins is not None:
+                given = load_bins(bins) if isinstance(bins, str | Path) else bins
+                config = with_bins(config, given)
             count = config.export.count if count is None else count
             floor = config.export.min_objective if min_objective is None else min_objective
-            bins = bins_of(config)
+            regions = bins_of(config)
             _require_numbers(count, seed)
-            bin, below = _assign_elites(run, loaded, bins, floor)
-            rows = draw_evenly(bin, len(bins), count, seed, repeat=not no_repeat)
+            bin, below = _assign_elites(run, loaded, regions, floor)
+            rows = draw_evenly(bin, len(regions), count, seed, repeat=not no_repeat)
             part = None if test_share is None else _split(rows, bin[rows], test_share, seed)
-            source, params = _load_generator(run, loaded, generator)
+            source, params = _load_generator(run, loaded, generator, allow_code)
             header = make_header(
                 config,
                 loaded.summary,
@@ -95,14 +102,17 @@ def export(
         if _claim(out, header):
             return read_balance(out)
 
-        columns = _columns(elites, rows)
-        table = make_table(config, header, bins, bin=bin[rows], part=part, **columns)
+        columns = _columns(source, elites, rows)
+        table = make_table(
+            config, header, regions, bin=bin[rows], part=part, classes=source.classes, **columns
+        )
 
         def latents(start: int, size: int) -> np.ndarray:
             return elites.latents[np.resize(rows[start : start + size], size)]
 
-        render = _Renderer(source, params, latents, config.search.chunk_size)
-        balance = count_balance(bins, count, shares(count, len(bins)), bin, table, below=below)
+        render = _Renderer(source, params, latents, config.search.chunk)
+        asked = shares(count, len(regions))
+        balance = count_balance(regions, count, asked, bin, table, below=below)
         return _write(out, header, table, render, balance)
 
 
@@ -126,7 +136,8 @@ def baseline(
         count: images.
         seed: of latents and crops.
         nearest_bin: label an image that no bin holds by the nearest one.
-        allow_code: whether measures may be functions of other packages, which are imported.
+        allow_code: whether generator, encoder and measures may be functions of other packages,
+            which are imported.
 
     Raises:
         ConfigError: a bin cannot be a class folder, or the config asks for something impossible.
@@ -141,7 +152,7 @@ def baseline(
             config, generator = problem.config, problem.generator
             header = make_header(
                 config,
-                provenance.describe(generator, problem.encoder, config),
+                problem.provenance(),
                 method="plain random sampling"
                 + (", labelled by the nearest bin" if nearest_bin else ""),
                 count=count,
@@ -156,7 +167,7 @@ def baseline(
             return generator.sample_rows(row_keys(latent_key, start, size))
 
         crop_key = make_key(seed, "crops of random samples")
-        objective, measures = _score(problem, crop_key, latents, count)
+        objective, measures, generator_class = _score(problem, crop_key, latents, count)
         bin = assign_bins(config, bins, measures, nearest=nearest_bin)
         cell = np.asarray(problem.search.archive.index_of(jnp.asarray(measures)))
         table = make_table(
@@ -168,8 +179,10 @@ def baseline(
             cell=np.where(np.isfinite(measures).all(axis=1), cell, -1),
             objective=objective,
             measures=measures,
+            classes=generator.classes,
+            generator_class=generator_class,
         )
-        size = config.search.chunk_size
+        size = config.search.chunk
         render = _Renderer(generator, problem.params["generator"], latents, size)
         balance = count_balance(bins, count, [None] * len(bins), bin, table, below=0)
         return _write(out, header, table, render, balance)
@@ -191,10 +204,11 @@ def _claim(out: Path, header: dict[str, Any]) -> bool:
 
 def _score(
     problem: Problem, key: Key, latents: Callable[[int, int], Latents], count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Objective [count] and measures [count, M] of latents, which are made chunk by chunk."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Objective [count], measures [count, M] and the generator's class [count] of latents, which
+    are made chunk by chunk; the class is 0 if there is none."""
     params = sharding.on_all_devices(problem.params)
-    size = problem.config.search.chunk_size
+    size = problem.config.search.chunk
     rows = size * sharding.devices()
 
     def score_rows(params: Params, keys: Key, latents: Latents) -> Scores:
@@ -203,16 +217,18 @@ def _score(
     # Keys are made apart, so that a device runs the same program, however many there are.
     score = jax.jit(sharding.rowwise(score_rows, size))
 
-    values = np.zeros((count, 1 + len(problem.config.measures)), np.float32)
+    values = np.zeros((count, 2 + len(problem.config.measures)), np.float32)
     with processes.errors_shared():
         for number, start in enumerate(range(0, count, rows)):
             if processes.is_mine(number):
                 keys = row_keys(key, start, rows)
-                scores = jax.device_get(score(params, keys, latents(start, rows)))
-                scored = np.column_stack([scores.objective, scores.measures])
+                some = latents(start, rows)
+                scores = jax.device_get(score(params, keys, some))
+                classes = problem.generator.class_of(some)
+                scored = np.column_stack([scores.objective, scores.measures, classes])
                 values[start : start + rows] = scored[: count - start]
     values = processes.summed(values)  # of zeros and one process's scores
-    return values[:, 0], values[:, 1:]
+    return values[:, 0], values[:, 1:-1], values[:, -1].astype(int)
 
 
 def _assign_elites(
@@ -231,20 +247,24 @@ def _assign_elites(
     return bin, int(below.sum())
 
 
-def _columns(elites: Elites, rows: np.ndarray) -> dict[str, np.ndarray]:
+def _columns(generator: Generator, elites: Elites, rows: np.ndarray) -> dict[str, np.ndarray]:
     return {
         "latent_row": rows,
         "cell": elites.index[rows],
         "objective": elites.objective[rows],
         "measures": elites.measures[rows],
+        "generator_class": np.asarray(generator.class_of(elites.latents))[rows],
     }
 
 
 def _load_generator(
-    path: Path, run: Run, own: tuple[Generator, Params] | None
+    path: Path, run: Run, own: tuple[Generator, Params] | None, allow_code: bool
 ) -> tuple[Generator, Params]:
-    generator, params = own or generators.load(**dataclasses.asdict(run.config.generator))
-    generator = generators.identified(generator, params)
+    generator, params = (
+        generators.checked(*own)
+        if own
+        else generators.load(**dataclasses.asdict(run.config.generator), allow_code=allow_code)
+    )
     if generator.sha256 != run.summary["generator"]["sha256"]:
         raise QDGSError(
             f"The generator {generator.name} has other weights than those that the run {path} "

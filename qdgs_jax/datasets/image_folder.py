@@ -61,6 +61,9 @@ class ImageTable:
     constants: dict[str, Any]
     """Columns with one value for all records."""
     part: np.ndarray | None = None  # [N] int, position in PARTS; None without a split
+    classes: tuple[str, ...] = ()
+    """Of a conditional generator."""
+    generator_class: np.ndarray | None = None  # [N] int, position in `classes`; unused without any
 
     def __len__(self) -> int:
         return len(self.label)
@@ -97,8 +100,14 @@ class ImageTable:
             **{f"measure_{name}": _number(value) for name, value in measures},
             "objective": _number(self.objective[id]),
             "latent_row": int(self.latent_row[id]),
+            **self._class(id),
             **self.constants,
         }
+
+    def _class(self, id: int) -> dict[str, str]:
+        if self.generator_class is None or not self.classes:
+            return {}
+        return {"generator_class": self.classes[self.generator_class[id]]}
 
 
 def claim(out: Path, header: dict[str, Any]) -> bool:

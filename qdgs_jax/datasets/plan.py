@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from qdgs_jax import provenance
+from qdgs_jax.bins import UNLABELLED
 from qdgs_jax.config import BinConfig, Config
-from qdgs_jax.datasets.class_folders import UNLABELLED
 from qdgs_jax.datasets.image_folder import DIGITAL_SOURCE_TYPE, ImageTable
 
 
@@ -27,6 +27,7 @@ def make_header(config: Config, made: dict[str, Any], **plan: Any) -> dict[str, 
         **plan,
         "generator": made["generator"],
         "encoder": made["encoder"],
+        **({"classifiers": made["classifiers"]} if "classifiers" in made else {}),
         "precision": made["precision"],
         "scored_with": {"device": made["device"], "versions": made["versions"]},
         "rendered_with": provenance.environment(provenance.RENDERING),
@@ -43,6 +44,7 @@ def make_table(
     *,
     bin: np.ndarray,
     part: np.ndarray | None = None,
+    classes: tuple[str, ...] = (),
     **columns: np.ndarray,
 ) -> ImageTable:
     """The table of images; the label of an image follows from its bin.
@@ -50,7 +52,7 @@ def make_table(
     Args:
         header: of `make_header`.
         bin: position in `bins` of each image, [N], -1 for none.
-        part: as in `ImageTable`.
+        part, classes: as in `ImageTable`.
         columns: the other columns of an `ImageTable`.
     """
     names = {bin.label for bin in bins} | ({UNLABELLED} if (bin < 0).any() else set())
@@ -70,5 +72,6 @@ def make_table(
         measure_names=tuple(measure.name for measure in config.measures),
         constants={**models, "seed": header["seed"], "synthetic": True},
         part=part,
+        classes=classes,
         **columns,
     )

@@ -30,12 +30,7 @@ class EvolutionStrategyState(struct.PyTreeNode):
 class Population(struct.PyTreeNode):
     """The solutions of one `ask`."""
 
-    solutions: Array  # [E, B, D]
-
-    @property
-    def latents(self) -> Latents:
-        """[E * B, D], emitter by emitter."""
-        return self.solutions.reshape(-1, self.solutions.shape[-1])
+    latents: Latents  # [E * B, D], emitter by emitter
 
 
 @dataclass(frozen=True)
@@ -73,7 +68,9 @@ class EvolutionStrategy:
     ) -> tuple[EvolutionStrategyState, Population]:
         """Samples every emitter's distribution."""
         strategy, solutions = self.strategy.ask(state.strategy, key)
-        return state.replace(strategy=strategy), Population(solutions)
+        return state.replace(strategy=strategy), Population(
+            solutions.reshape(-1, solutions.shape[-1])
+        )
 
     def tell(
         self,
@@ -85,15 +82,17 @@ class EvolutionStrategy:
     ) -> EvolutionStrategyState:
         """Updates the distributions; emitters that have ended restart from random elites."""
         state, ended = self.learn(state, asked, insertion)
-        return restart_ended(self.restart, state, ended, asked.solutions[:, 0], archive, key)
+        first = asked.latents[:: self.strategy.batch_size]
+        return restart_ended(self.restart, state, ended, first, archive, key)
 
     def learn(
         self, state: EvolutionStrategyState, asked: Population, insertion: Insertion
     ) -> tuple[EvolutionStrategyState, Array]:
         """The updated state, and which emitters have ended, [E] bool."""
         rules, ranking = self.rules.rank(state.rules, insertion)
+        solutions = asked.latents.reshape(*ranking.order.shape, -1)
         strategy = rowwise(lambda _, *rows: self.strategy.tell(*rows))(
-            (), state.strategy, asked.solutions, ranking.order, ranking.parents
+            (), state.strategy, solutions, ranking.order, ranking.parents
         )
         ended = ranking.ended | self.strategy.should_stop(strategy)
         return EvolutionStrategyState(strategy=strategy, rules=rules), ended

@@ -89,7 +89,7 @@ def draw_contact_sheet(
         top = (rows - 1 - row) * height  # the second measure points upwards
         sheet[top : top + height, column * width : (column + 1) * width] = image
     x, y = _plane_edges(measures, (1, 1))
-    figure = Figure(figsize=(8, 8 * rows / columns + 0.5), layout="constrained")
+    figure = Figure(figsize=(8, 8 * len(sheet) / sheet.shape[1] + 0.5), layout="constrained")
     axes = figure.subplots()
     axes.imshow(
         sheet, extent=(x[0], x[-1], y[0], y[-1]), aspect="auto", interpolation="antialiased"
@@ -132,7 +132,7 @@ def _plane_edges(
 
 def _label(axes, measures: Sequence[MeasureConfig]) -> None:  # type: ignore[no-untyped-def]
     def meaning(measure: MeasureConfig) -> str:
-        if measure.function:
+        if not measure.has_prompts:
             return measure.name
         return f"{measure.name}\n{measure.low}  ←→  {measure.high}"
 

@@ -15,7 +15,7 @@ Row = dict[str, float]
 
 NAME = "metrics.csv"
 COLUMNS = ("generation", "evaluations", *Metrics.__dataclass_fields__, "seconds")
-_WHOLE = ("generation", "evaluations", "restarts", "non_finite")
+_WHOLE = ("generation", "evaluations", "restarts", "non_finite", "atypical", "below_floor")
 MAX_BYTES = 2**28
 
 

@@ -26,13 +26,13 @@ import pydantic
 import safetensors
 import safetensors.numpy
 
-from qdgs_jax import files, processes, provenance, sharding
+from qdgs_jax import files, processes, sharding
 from qdgs_jax.archives import GridArchive
 from qdgs_jax.chunks import in_chunks
 from qdgs_jax.config import Config, MeasureConfig, load_config
 from qdgs_jax.errors import QDGSError
 from qdgs_jax.problem import Problem
-from qdgs_jax.runs import figures
+from qdgs_jax.runs import figures, verdict
 from qdgs_jax.runs.metrics import Row
 from qdgs_jax.schema import read_json
 from qdgs_jax.search import SearchState
@@ -43,7 +43,7 @@ CONFIG = "config.toml"
 ARCHIVE = "archive.safetensors"
 SUMMARY = "summary.json"
 TILE = 256
-"""Pixels of the side of an elite in elites.png, at most."""
+"""Pixels of the longer side of an elite in elites.png, at most."""
 CHUNK_BYTES = 2**26
 """Latents that are brought from the devices at once."""
 MAX_TABLE_LATENT = 64
@@ -131,6 +131,8 @@ def _read_elites(path: Path, config: Config, count: int) -> Elites:
     n, M = count, len(config.measures)
     if any(measure.range == "auto" for measure in config.measures):
         raise ValueError(f"{CONFIG} has a range that is not in numbers")
+    if config.search.chunk_size == "auto":
+        raise ValueError(f"{CONFIG} has a chunk_size that is not a number")
     wanted: dict[str, tuple[str, list[int | None]]] = {
         "solution": ("F32", [n, None]), "objective": ("F32", [n]), "measures": ("F32", [n, M]),
         "index": ("I32", [n]),
@@ -195,6 +197,7 @@ def _write(
     files.write(out / ARCHIVE, safetensors.numpy.save(tensors))
     _write_table(out / "archive.csv", elites)
     last = rows[-1]
+    judged = verdict.judge(problem, elites.latents, elites.objective, elites.measures, last)
     summary = {
         "qd_score": last["qd_score"],
         "qd_score_normalised": last["qd_score"] / problem.search.archive.size,
@@ -203,12 +206,12 @@ def _write(
         "elites": len(elites.index),
         "generations": int(last["generation"]),
         "evaluations": int(last["evaluations"]),
-        "non_finite": int(last["non_finite"]),
         **seconds,
         "evaluations_per_second": last["evaluations"] / seconds["seconds_run"],
         "devices": devices,
         "archive_sha256": files.sha256(out / ARCHIVE),
-        **provenance.describe(problem.generator, problem.encoder, problem.config),
+        "verdict": judged.as_dict(),
+        **problem.provenance(),
     }
     files.write(out / SUMMARY, json.dumps(summary, indent=2) + "\n")
     try:
@@ -269,18 +272,20 @@ def _draw(problem: Problem, out: Path, elites: Elites, rows: list[Row]) -> None:
 
 
 def _render_tiles(problem: Problem, latents: np.ndarray) -> np.ndarray:
-    """Images of latents [n, D], at most `TILE` pixels wide, in chunks as in the search."""
-    side = min(TILE, problem.generator.image_size)
+    """Images of latents [n, D], at most `TILE` pixels a side, in chunks as in the search."""
 
     @jax.jit
     def render(params: Params, latents: Latents) -> Images:
         def one_chunk(latents: Latents) -> Images:
             images = problem.generator.render(params, latents)
-            if side == images.shape[1]:
+            height, width = images.shape[1:3]
+            longer = max(height, width)
+            if longer <= TILE:
                 return images
-            return jax.image.resize(images, (len(images), side, side, 3), "linear")
+            sides = (max(1, round(TILE * each / longer)) for each in (height, width))
+            return jax.image.resize(images, (len(images), *sides, 3), "linear")
 
-        return in_chunks(one_chunk, problem.config.search.chunk_size)(latents)
+        return in_chunks(one_chunk, problem.config.search.chunk)(latents)
 
     return np.asarray(render(problem.params["generator"], jnp.asarray(latents)))
 

@@ -4,17 +4,19 @@ import contextlib
 import dataclasses
 import functools
 import json
+import logging
 import signal
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
-from qdgs_jax import files, folders, processes, provenance, search, sharding
+from qdgs_jax import files, folders, processes, search, sharding
+from qdgs_jax.chunks import program_memory
 from qdgs_jax.config import Config, load_config, save_config
 from qdgs_jax.errors import ConfigError, QDGSError
 from qdgs_jax.generators import Generator
@@ -30,6 +32,7 @@ Report = Callable[[Row], None]
 CHECKPOINTS = "checkpoints"
 PROVENANCE = "provenance.json"
 MODELS = ("generator", "encoder")
+LOG = logging.getLogger(__name__)
 
 
 def sample(
@@ -51,7 +54,8 @@ def sample(
         resume: continue the run in `out`: where it stopped, or to more `search.generations` than
             it had. `[run]` and `[export]` may have changed, what decides the search may not.
         report: called with every row of metrics.
-        allow_code: whether measures may be functions of other packages, which are imported.
+        allow_code: whether generator, encoder and measures may be functions of other packages,
+            which are imported.
 
     Returns:
         The contents of summary.json.
@@ -72,6 +76,7 @@ def sample(
     with sharding.all_devices(), processes.losses_explained(again=again):
         processes.first(lambda: bool(folders.claim(out, results.CONFIG, **whose)))
         with sharding.no_mesh(), processes.errors_shared():
+            config = _with_recorded_chunk_size(config, out)
             problem = load_problem(config, generator=generator, allow_code=allow_code)
         processes.require_same(**_identity(problem))
         require_memory(problem)
@@ -86,12 +91,21 @@ def sample(
 
 def _identity(problem: Problem) -> dict[str, Any]:
     """What all processes of a search must have alike."""
-    found = provenance.describe(problem.generator, problem.encoder, problem.config)
+    found = problem.provenance()
     return {
         "config": _searched(problem.config),
         "weights": [found[model] for model in MODELS],
         "versions": found["versions"],
     }
+
+
+def _with_recorded_chunk_size(config: Config, out: Path) -> Config:
+    """A number for an `auto` chunk_size where a run in `out` has one: it may resume on another
+    device, of another memory."""
+    if config.search.chunk_size != "auto" or not (out / results.CONFIG).is_file():
+        return config
+    size = load_config(out / results.CONFIG).search.chunk_size
+    return dataclasses.replace(config, search=dataclasses.replace(config.search, chunk_size=size))
 
 
 def _read_config(out: Path, problem: Problem, known: Path | None) -> Config | None:
@@ -117,7 +131,7 @@ def _claim(out: Path, problem: Problem, before: Config | None) -> None:
         ConfigError: the run began with other weights.
     """
     config = problem.config
-    found = provenance.describe(problem.generator, problem.encoder, config)
+    found = problem.provenance()
     known = before is not None and _is_provenance_known(out, found)
     if before and before.search.generations != config.search.generations:
         (out / results.SUMMARY).unlink(missing_ok=True)  # it is of another number of them
@@ -143,6 +157,7 @@ def _is_provenance_known(out: Path, found: dict[str, Any]) -> bool:
     try:
         before = read_json(out / PROVENANCE)
         known = {model: before[model] and before[model]["sha256"] for model in MODELS}
+        known |= before.get("classifiers", {})
     except (QDGSError, KeyError, TypeError):
         if checkpoints.generations(out / CHECKPOINTS):
             warnings.warn(
@@ -151,11 +166,13 @@ def _is_provenance_known(out: Path, found: dict[str, Any]) -> bool:
                 stacklevel=2,
             )
         return False
-    for model in MODELS:
-        if found[model] and known[model] != found[model]["sha256"]:
+    weights = {model: found[model] and found[model]["sha256"] for model in MODELS}
+    for model, sha256 in (weights | found.get("classifiers", {})).items():
+        if sha256 and known.get(model) != sha256:
+            name = f"{model} {found[model]['name']}" if model in MODELS else f"classifier {model}"
             raise ConfigError(
-                f"{out} was started with other weights of the {model} {found[model]['name']}: "
-                "restore those, or choose another folder."
+                f"{out} was started with other weights of the {name}: restore those, or choose "
+                "another folder."
             )
     return True
 
@@ -172,9 +189,10 @@ def _search(
         The state, all rows of metrics, and what compiling and running took, in seconds.
     """
     config = problem.config
-    begin, advance, seconds_compile = _compile(problem)
+    programs = compile_programs(problem, config.run.log_every)
+    LOG.info("searching")
     began = time.perf_counter()
-    state = begin()
+    state = programs.begin()
     state, rows = _restore(problem, out, state)
     began -= rows[-1]["seconds"] if rows else 0
     generation, last = int(state.generation), config.search.generations
@@ -186,7 +204,7 @@ def _search(
     ):
         while generation < last:
             steps = config.run.log_every - generation % config.run.log_every
-            state, figures = advance(steps)(state)
+            state, figures = programs.advance(steps)(state)
             generation += steps
             rows.append(_row(problem, state, figures, time.perf_counter() - began))
             with processes.errors_shared():
@@ -203,17 +221,29 @@ def _search(
                     f"Stopped at generation {generation} of {last}: "
                     "run the same command with --resume to continue."
                 )
+    LOG.info("writing results")
     return state, rows, {
-        "seconds_compile": seconds_compile,
+        "seconds_compile": programs.seconds,
         "seconds_run": time.perf_counter() - began,
     }  # fmt: skip
 
 
-def _compile(
-    problem: Problem,
-) -> tuple[Callable[[], SearchState], Callable[[int], Callable[..., Any]], float]:
-    """Compiles `search.init`, and `search.run` for each number of generations; and says how long
-    the first took for one logging interval."""
+class Programs(NamedTuple):
+    """The compiled programs of a search."""
+
+    begin: Callable[[], SearchState]
+    """`search.init`."""
+    advance: Callable[[int], Callable[[SearchState], tuple[SearchState, Metrics]]]
+    """`search.run` for a number of generations, compiled once for each; it takes the state."""
+    seconds: float
+    """Of compiling, for the first number of generations."""
+    memory: int
+    """Bytes that each device holds while they run."""
+
+
+def compile_programs(problem: Problem, generations: int) -> Programs:
+    """Compiles a search for the ambient mesh; `generations` is the first number of them."""
+    LOG.info("compiling")
     params, latents = sharding.on_all_devices((problem.params, problem.initial_latents()))
     began = time.perf_counter()
     # Of new functions: what jit keeps lasts as long as they do, so programs end with their run.
@@ -234,8 +264,10 @@ def _compile(
     def advance(generations: int) -> Any:
         return functools.partial(program.lower(params, start, generations).compile(), params)
 
-    advance(problem.config.run.log_every)
-    return functools.partial(begin, params, *latents), advance, time.perf_counter() - began
+    memory = max(program_memory(each) for each in (begin, advance(generations).func))
+    return Programs(
+        functools.partial(begin, params, *latents), advance, time.perf_counter() - began, memory
+    )
 
 
 def _restore(problem: Problem, out: Path, start: SearchState) -> tuple[SearchState, list[Row]]:

@@ -148,11 +148,14 @@ def test_the_command_tells_figures_and_status(
 
 def test_ranges_are_not_measured(toy_config: Config) -> None:
     assert {measure.range for measure in toy_config.measures} == {"auto"}
-    ranged = programs._with_ranges(toy_config)
+    ranged = programs._with_numbers(toy_config)
     assert {measure.range for measure in ranged.measures} == {(-1.0, 1.0)}
     given = dataclasses.replace(ranged.measures[0], range=(0.0, 3.0))
-    kept = programs._with_ranges(dataclasses.replace(ranged, measures=(given,)))
+    kept = programs._with_numbers(dataclasses.replace(ranged, measures=(given,)))
     assert kept.measures == (given,)
+    search = dataclasses.replace(toy_config.search, chunk_size="auto")
+    with pytest.raises(ConfigError, match=r"fits the device at hand .*: give a number"):
+        programs._with_numbers(dataclasses.replace(toy_config, search=search))
 
 
 def test_a_compiler_of_another_age_is_told() -> None:

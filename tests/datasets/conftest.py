@@ -67,7 +67,7 @@ def make_config(*bins: BinConfig, **export: Any) -> Config:
             )
             for name in ("x", "y")
         ),
-        search=SearchConfig(chunk_size=8),
+        search=SearchConfig(chunk_size=8, constraint="none", threshold_min=0.0),
         export=ExportConfig(bins=bins, **export),
     )
 

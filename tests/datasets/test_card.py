@@ -54,7 +54,7 @@ def test_no_encoder_is_loaded_or_named_without_prompts(tmp_path, monkeypatch, re
     assert all("encoder" not in record for record in records(tmp_path / "out"))
     card = (tmp_path / "out/README.md").read_text()
     assert "* encoder: none\n" in card
-    assert "100 - 50 (0.5 x how much less typical the image is than random images" in card
+    assert "100 - 50 (0.5 x the distance of the image to random images" in card
     assert "d is the angle" not in card
 
 

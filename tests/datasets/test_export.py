@@ -115,6 +115,31 @@ def test_other_weights_than_the_run_had(run, tmp_path, monkeypatch, make_generat
         dataset.export(run(), tmp_path / "out", count=1)
 
 
+def test_the_class_of_a_conditional_generator_is_recorded(
+    run, tmp_path, monkeypatch, make_generator, records
+):
+    def render(params: Any, latents: Any) -> Any:  # oblong and grey
+        return jnp.broadcast_to(latents[:, :1, None], (len(latents), 4, 6))
+
+    def load(**options: Any) -> Any:
+        assert options["allow_code"]
+        generator, params = make_generator()
+        changes: Any = {"image_size": (4, 6), "render": render, "classes": ("p", "q")}
+        return generators.checked(dataclasses.replace(generator, **changes), params)
+
+    monkeypatch.setattr(generators, "load", load)
+    dataset.export(run(LEFT, RIGHT), tmp_path / "out", count=20, allow_code=True)
+    for record in records(tmp_path / "out"):
+        x, y = record["measure_x"], record["measure_y"]
+        assert record["generator_class"] == ("p" if x >= y else "q")
+        with Image.open(tmp_path / "out" / record["file_name"]) as image:
+            assert (image.size, image.mode) == ((6, 4), "RGB")
+    assert set(read_folder(tmp_path / "out", group="generator_class").groups) == {"p", "q"}
+    card = (tmp_path / "out/README.md").read_text()
+    assert '- {"name": "generator_class", "dtype": "string"}' in card
+    assert "* `generator_class`: the class that" in card
+
+
 def test_rendering_streams_in_chunks_compiled_once(
     run, tmp_path, monkeypatch, make_generator, records
 ):
@@ -175,8 +200,12 @@ def test_baseline_labels_by_the_nearest_bin_on_demand(tmp_path, make_config, rec
     assert "labelled by the nearest bin" in (tmp_path / "README.md").read_text()
 
 
-def test_baseline_scores_what_it_renders(tmp_path, make_encoder, make_config, records):
-    config = make_config()
+def test_baseline_scores_what_it_renders(
+    tmp_path, make_encoder, make_config, make_generator, monkeypatch, records
+):
+    config, (generator, weights) = make_config(), make_generator()
+    conditional = dataclasses.replace(generator, classes=("p", "q"))
+    monkeypatch.setattr(generators, "load", lambda model, **_: (conditional, weights))
     dataset.baseline(config, tmp_path / "out", count=20, seed=2)
     encoder, params = make_encoder()
     for record in records(tmp_path / "out"):
@@ -185,6 +214,7 @@ def test_baseline_scores_what_it_renders(tmp_path, make_encoder, make_config, re
         texts = encoder.embed_tokens(params, encoder.tokenize(["much red", "no red"]))
         angles = jnp.arccos(texts @ image)
         assert record["objective"] == pytest.approx(100 - 50 * (angles[0] - angles[1]), abs=1.0)
+        assert record["generator_class"] == ("p" if pixels[0, 0, 0] > pixels[0, 0, 1] else "q")
 
 
 def test_baseline_does_not_depend_on_the_chunks(tmp_path, make_config, records):

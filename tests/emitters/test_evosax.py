@@ -70,7 +70,9 @@ def test_limited_memory_remembers_the_draws_of_the_best() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_searches_in_a_thousand_dimensions(name: str) -> None:
-    config = SearchConfig(algorithm="cma_mae", strategy=name, emitters=2, batch_size=8, sigma0=0.2)
+    config = SearchConfig(
+        algorithm="cma_mae", strategy=name, emitters=2, batch_size=8, sigma0=0.2, threshold_min=0.0
+    )
 
     def score(params: None, key: jax.Array, x: jax.Array, memory: Memory) -> tuple[Scores, Memory]:
         halves = x.reshape(-1, 2, 500).sum(axis=-1) / 20

@@ -3,6 +3,7 @@
 For each relevant defect of QDax, a test names it and shows that this package does not have it.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -13,19 +14,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from qdax.core.containers.mapelites_repertoire import MapElitesRepertoire
+from qdax.core.emitters.cma_improvement_emitter import CMAImprovementEmitter
+from qdax.core.emitters.cma_pool_emitter import CMAPoolEmitter
 from qdax.core.emitters.mutation_operators import isoline_variation
 from qdax.core.emitters.standard_emitters import MixingEmitter
 from qdax.core.map_elites import MAPElites
 from qdax.tasks.arm import arm_scoring_function
 from qdax.utils.metrics import default_qd_metrics
 
+from qdgs_jax import search
 from qdgs_jax.archives import Archive, CVTArchive, GridArchive
 from qdgs_jax.emitters.cma_es import CMAES
 from qdgs_jax.emitters.evolution_strategy import EvolutionStrategy
 from qdgs_jax.emitters.gradient_arborescence import GradientArborescence, branch
-from qdgs_jax.emitters.qdax import QDaxEmitter, Repertoire
+from qdgs_jax.emitters.qdax import QDaxEmitter, QDaxScore, Repertoire
 from qdgs_jax.emitters.rules import Rules
 from qdgs_jax.emitters.variation import Variation
+from qdgs_jax.jacobian import Scores, with_jacobian
+from qdgs_jax.search_config import SearchConfig
 
 D = 6
 KEY = jax.random.key(0)
@@ -219,3 +225,113 @@ def test_addressing_a_grid_looks_at_no_centroid() -> None:
     jaxpr = jax.make_jaxpr(huge.index_of)(jnp.zeros((8, 2)))
     sizes = [math.prod(v.aval.shape) for e in jaxpr.jaxpr.eqns for v in e.outvars]
     assert max(sizes) <= 16
+
+
+def toy_score(params: jax.Array, key: jax.Array, latents: jax.Array, memory: Any) -> Any:
+    """Highest at `params` [D]; out of distribution where the last number is negative."""
+    objective = 1 - jnp.sum((latents - params[None]) ** 2, axis=-1)
+    return Scores(objective, latents[:, :2], atypical=latents[:, -1] < 0), memory
+
+
+def toy_search(**options: Any) -> search.Search:
+    config = SearchConfig(
+        **{"algorithm": "map_elites", "emitters": 4, "threshold_min": -1.0, **options}
+    )
+    return search.make_search(
+        config, GRID, toy_score, with_jacobian(toy_score),
+        repair=lambda params, latents: jnp.clip(latents, -1.0, 1.0),
+    )  # fmt: skip
+
+
+PARAMS = jnp.full(D, 0.5)
+LATENTS = jnp.concatenate(
+    [PARAMS[None] * jnp.array([[1.0], [9.0], [-3.0], [-1.0]]), jnp.full((1, D), jnp.nan)]
+)
+"""The optimum; beyond what is repaired, to 1; twice out of distribution; not finite."""
+
+
+def test_a_score_for_qdax_obeys_the_constraint() -> None:
+    fitnesses, descriptors, extra = QDaxScore(toy_search(), PARAMS)(LATENTS, KEY)
+    np.testing.assert_allclose(fitnesses, [1, -0.5, -jnp.inf, -jnp.inf, -jnp.inf])
+    assert extra["allowed"].tolist() == [True, True, False, False, False]
+    np.testing.assert_array_equal(extra["latents"][1:3], [[1.0] * D, [-1.0] * D])
+    np.testing.assert_array_equal(descriptors[1:3], [[1.0, 1.0], [-1.0, -1.0]])
+    assert jnp.isfinite(descriptors).all()
+    below = QDaxScore(toy_search(threshold_min=0.0), PARAMS)
+    assert below(LATENTS, KEY)[2]["allowed"].tolist() == [True, False, False, False, False]
+    kept, _, _ = QDaxScore(toy_search(), PARAMS, keep_objective=True)(LATENTS, KEY)
+    np.testing.assert_allclose(kept, [1, -0.5, 1 - 6 * 2.25, -5, -jnp.inf])
+
+
+def test_gradients_for_qdax_are_the_jacobian() -> None:
+    made = toy_search(algorithm="cma_mega")
+    _, _, extra = QDaxScore(made, PARAMS, gradients=True)(LATENTS[3:4], KEY)
+    expected = jnp.concatenate([jnp.full((1, D), 2.0), jnp.eye(2, D)])
+    np.testing.assert_allclose(extra["gradients"][0], expected.T, atol=1e-6)
+    np.testing.assert_allclose(jnp.linalg.norm(extra["normalized_grads"][0], axis=0), 1, rtol=1e-5)
+
+
+def improvement(emitters: int = 4) -> CMAPoolEmitter:
+    centroids = jnp.asarray(GRID.centres())
+    return CMAPoolEmitter(emitters, CMAImprovementEmitter(8, D, centroids, 0.3, min_count=1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("repertoire", ["ours", "theirs"])
+@pytest.mark.parametrize("emitter", [qdax_emitter(), improvement()], ids=["mixing", "cma_me"])
+def test_qdax_runs_on_our_score(emitter: Any, repertoire: str) -> None:
+    """Its elites obey the constraint, and no weight is a constant of the program."""
+    made, cma = toy_search(), isinstance(emitter, CMAPoolEmitter)
+    weights = jnp.concatenate([PARAMS, jnp.zeros(5000)])
+    made = dataclasses.replace(made, score=lambda params, *others: toy_score(params[:D], *others))
+    init = ours(GRID) if repertoire == "ours" else MapElitesRepertoire.init
+    map_elites = functools.partial(
+        MAPElites, emitter=emitter, metrics_function=lambda _: {}, repertoire_init=init
+    )
+
+    def run(score: QDaxScore, latents: jax.Array) -> Any:
+        loop = map_elites(score)
+        repertoire, state, _ = loop.init(latents, jnp.asarray(GRID.centres()), KEY)
+        return jax.lax.scan(loop.scan_update, (repertoire, state, KEY), length=60)[0][0]
+
+    score, latents = QDaxScore(made, weights, keep_objective=cma), jax.random.normal(KEY, (32, D))
+    with jax.numpy_rank_promotion("allow"):
+        constants = jax.make_jaxpr(run)(score, latents).consts
+        found = jax.jit(run)(score, latents)
+    assert all(np.size(constant) < 5000 for constant in constants)
+    fitnesses = found.fitnesses[:, 0]
+    elites = found.genotypes[fitnesses > made.floor]
+    assert len(elites) > 40
+    if repertoire == "ours":
+        assert jnp.abs(elites).max() <= 1
+        assert (fitnesses > made.floor).sum() == found.state.count
+    scores, _ = toy_score(PARAMS, KEY, made.repair(None, elites), ())
+    np.testing.assert_allclose(scores.objective, fitnesses[fitnesses > made.floor], rtol=1e-4)
+    assert not scores.atypical.any()
+
+
+@pytest.mark.parametrize(
+    "emitter",
+    [
+        qdax_emitter(),
+        pytest.param(improvement(), marks=pytest.mark.slow),
+    ],
+    ids=["mixing", "cma_me"],
+)
+def test_an_emitter_of_qdax_in_our_search(emitter: Any) -> None:
+    config = SearchConfig(algorithm="map_elites", emitters=4, threshold_min=-1.0)
+    made = search.make_search(config, GRID, toy_score, emitter=emitter)
+    assert made.evaluations_per_generation == emitter.batch_size
+    latents = jax.random.normal(KEY, (32, D))
+    with jax.numpy_rank_promotion("allow"):
+        state = jax.jit(search.init, static_argnums=0)(made, PARAMS, KEY, latents)
+        _, asked = jax.jit(search.ask, static_argnums=0)(made, PARAMS, state)
+        state, metrics = jax.jit(search.run, static_argnums=(0, 3))(made, PARAMS, state, 60)
+    if isinstance(emitter, MixingEmitter):  # from the best of the samples, for lack of elites
+        best = latents[jnp.argsort(-toy_score(PARAMS, KEY, latents, ())[0].objective)[:4]]
+        distances = jnp.linalg.norm(asked.latents[:, None] - best[None], axis=-1).min(axis=1)
+        assert distances.max() < 1
+    assert metrics.coverage > 0.1
+    assert metrics.restarts == 0
+    elites = state.elites.latents[state.elites.occupied]
+    assert elites[:, -1].min() >= 0

@@ -73,7 +73,11 @@ class Pair:
         es = CMAES(normals.shape[1], 0.0)
         strategy: CMAESState = es.decompose(state.strategy)
         strategy, drawn = es.ask_with_normals(strategy, normals @ strategy.basis)
-        asked = Population(drawn) if gradients is None else branch(drawn, gradients)
+        asked = (
+            Population(drawn.reshape(-1, drawn.shape[-1]))
+            if gradients is None
+            else branch(drawn, gradients)
+        )
         return state.replace(strategy=strategy), asked
 
     def generation(self, batch_size: int, rounded: bool) -> None:

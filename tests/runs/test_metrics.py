@@ -9,7 +9,13 @@ from qdgs_jax.runs import metrics
 
 def row(generation: int) -> metrics.Row:
     figures = {name: generation / 2 for name in metrics.COLUMNS}
-    whole = {"evaluations": 8 * generation, "restarts": 0, "non_finite": 1}
+    whole = {
+        "evaluations": 8 * generation,
+        "restarts": 0,
+        "non_finite": 1,
+        "atypical": 2,
+        "below_floor": 3,
+    }
     return {**figures, **whole, "generation": generation, "best_objective": float("-inf")}
 
 

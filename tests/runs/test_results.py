@@ -192,21 +192,24 @@ def test_a_picture_that_fails_costs_a_warning(
     assert load_run(tmp_path / "run").summary == summary
 
 
-def test_tiles_are_rendered_in_chunks_and_made_small(config: Config) -> None:
+@pytest.mark.parametrize("sides", [(400, 400), (200, 800)])
+def test_tiles_are_rendered_in_chunks_and_made_small(
+    config: Config, sides: tuple[int, int]
+) -> None:
     seen = []
 
     def render(params: jax.Array, latents: jax.Array) -> jax.Array:
         seen.append(len(latents))
-        return jnp.broadcast_to(latents[:, :1, None, None] * params, (len(latents), 400, 400, 3))
+        return jnp.broadcast_to(latents[:, :1, None, None] * params, (len(latents), *sides, 3))
 
-    search = SimpleNamespace(chunk_size=4)
+    search = SimpleNamespace(chunk=4)
     problem = SimpleNamespace(
-        generator=SimpleNamespace(render=render, image_size=400),
+        generator=SimpleNamespace(render=render),
         params={"generator": jnp.float32(0.5)},
         config=SimpleNamespace(search=search),
     )
     latents = np.arange(10, dtype=np.float32)[:, None]
     images = results._render_tiles(problem, latents)  # type: ignore[arg-type]
-    assert images.shape == (10, 256, 256, 3)
+    assert images.shape == (10, *((256, 256) if sides[0] == sides[1] else (64, 256)), 3)
     np.testing.assert_allclose(images[:, 0, 0, 0], latents[:, 0] / 2, rtol=1e-5)
     assert max(seen) <= 4

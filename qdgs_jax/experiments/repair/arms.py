@@ -63,7 +63,7 @@ def make_synthetic(
         raise ConfigError(f"{run} is the run of another search: choose another --out.")
     elites, random = out / f"qdgs-{seed}", out / f"random-{seed}"
     count = config.repair_images
-    dataset.export(run, elites, count=count, seed=seed)
+    dataset.export(run, elites, count=count, seed=seed, allow_code=allow_code)
     dataset.baseline(
         found, random, count=count, seed=search.seed, nearest_bin=True, allow_code=allow_code
     )

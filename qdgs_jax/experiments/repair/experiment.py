@@ -56,7 +56,8 @@ def run_experiment(
         search: the search for synthetic images. Its bins label them, by their measures. Each seed
             has its own search and random samples.
         out: folder to write, or with `resume` to continue in.
-        allow_code: whether the search's measures may be functions of other packages.
+        allow_code: whether the search's generator, encoder and measures may be functions of other
+            packages.
 
     Returns:
         The contents of results.json.
@@ -72,7 +73,13 @@ def run_experiment(
             f"The bins of the search have the labels {', '.join(sorted(labels)) or '(none)'}, "
             f"but the drawings are {' and '.join(CLASSES)}s: give its bins these labels."
         )
-    size = generators.load(search.generator.model)[0].image_size
+    options = dataclasses.asdict(search.generator)
+    size, width = generators.load(**options, allow_code=allow_code)[0].image_shape
+    if size != width:
+        raise ConfigError(
+            f"The images of the generator '{search.generator.model}' have {size} x {width} pixels, "
+            "but drawings are square: choose another generator."
+        )
     require_memory(config, (size, size, 3))
     with (
         interruptions_explained(out, again="run the same command with --resume"),

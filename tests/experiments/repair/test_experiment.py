@@ -102,7 +102,7 @@ def make_search(*, range: Any = "auto") -> Config:
             MeasureConfig(name=name, function=function, range=range, cells=2)
             for name, function in (("colour", "blueness"), ("shape", "largeness"))
         ),
-        search=SearchConfig(chunk_size=8, initial_samples=8),
+        search=SearchConfig(chunk_size=8, initial_samples=8, constraint="none", threshold_min=0.0),
         export=ExportConfig(bins=bins),
     )
 
