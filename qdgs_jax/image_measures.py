@@ -240,5 +240,5 @@ def load(
     images = jax.ShapeDtypeStruct((2, *image_shape, 3), jnp.float32)
     jax.eval_shape(checked, images)
     if gradients:
-        plugins.require_gradients(subject, checked, images)
+        plugins.require_gradients(subject, function, images)
     return checked
