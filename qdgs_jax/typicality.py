@@ -2,9 +2,10 @@
 
 A search finds latents that a generator never draws, and directions of latents, as probable as any
 other, that lead to textures and glare. Both are detected by their distance to random ones, without
-anything to tune: limits are quantiles of random latents and images. As in the Frechet distance of
-sets (Heusel et al. 2017), a normal distribution describes random images, here by small versions of
-them and by the contrast of their details instead of a network's features.
+anything to tune: limits are quantiles of random latents and images. Random images are points in a
+space of features, here small versions of them and the contrast of their details. Typical is what
+lies as near to one of them as other random images do (Sun et al., "Out-of-Distribution Detection
+with Deep Nearest Neighbors", ICML 2022).
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ LATENTS = 10_000
 """Random latents that describe a generator's."""
 SAMPLES = 2048
 """Random images that describe a generator's; the last quarter sets the limits alone."""
-REGION = 0.9
+REGION = 0.95
 """Share of random images that count as typical. A search ends near the limits that it is given: in
 the region of 99 %, other features than these would find many of its images outside of theirs."""
 SIDE = 16
@@ -74,19 +75,20 @@ def bring_into(within: LatentRange, latents: Latents) -> Latents:
     return (blocks * scale[..., None]).reshape(latents.shape)
 
 
-class Normal(struct.PyTreeNode):
-    """A normal distribution of features of random images."""
+class Cloud(struct.PyTreeNode):
+    """Random images as points, by one kind of features."""
 
     mean: Array  # [F]
     whitening: Array  # [F, F], (features - mean) @ whitening are principal components, variance 1
-    scale: Array  # [bands], limit of a band's mean square if it were alone
+    points: Array  # [R, BANDS[-1]], largest components of random images
+    scale: Array  # [bands], limit of a band's distance if it were alone
 
 
 class Typical(struct.PyTreeNode):
     """The random images of a generator, by several kinds of features."""
 
     features: tuple[Features, ...] = struct.field(pytree_node=False)
-    normals: tuple[Normal, ...]
+    clouds: tuple[Cloud, ...]
     limit: Array  # [], distance that a share of other random images do not exceed
 
 
@@ -132,7 +134,7 @@ def fit(kinds: tuple[Features, ...], values: Sequence[Array], *, region: float =
         values: of each kind, those of the same random images, [N, F].
         region: share of random images that is within the limit.
     """
-    normals, distances = [], []
+    clouds, distances = [], []
     for each in values:
         fitted, others = np.split(np.asarray(each, np.float64), [len(each) * 3 // 4])
         mean = fitted.mean(axis=0)
@@ -140,38 +142,56 @@ def fit(kinds: tuple[Features, ...], values: Sequence[Array], *, region: float =
             variances, basis = np.linalg.eigh(np.cov(fitted, rowvar=False))
             whitening = basis / np.sqrt(variances.clip(0) + RIDGE * variances.mean() + SMALLEST)
             whitening = whitening[:, ::-1]  # largest variance first
-            squares = ((others - mean) @ whitening) ** 2
-        bands = np.stack([band.mean(axis=1) for band in np.split(squares, BANDS, axis=1)])
-        scale = np.quantile(bands, region, axis=1).clip(SMALLEST)
-        normals.append(
-            Normal(*(jnp.asarray(part, jnp.float32) for part in (mean, whitening, scale)))
-        )
-        distances.append((bands / scale[:, None]).max(axis=0))
+            points = (fitted - mean) @ whitening[:, : BANDS[-1]]
+        parts = mean, whitening, points
+        cloud = Cloud(*(jnp.asarray(x, jnp.float32) for x in parts), jnp.ones(len(BANDS) + 1))
+        bands = np.asarray(jax.jit(band_distances)(cloud, jnp.asarray(others, jnp.float32)))
+        scale = np.quantile(bands, region, axis=0).clip(SMALLEST)
+        clouds.append(cloud.replace(scale=jnp.asarray(scale, jnp.float32)))
+        distances.append((bands / scale).max(axis=1))
     limit = max(np.quantile(np.max(distances, axis=0), region), SMALLEST)
-    return Typical(kinds, tuple(normals), jnp.asarray(limit, jnp.float32))
+    return Typical(kinds, tuple(clouds), jnp.asarray(limit, jnp.float32))
 
 
 def distance(typical: Typical, images: Images) -> Array:
     """Distance of images to random ones [N], relative to the limit: typical ones have at most 1.
 
-    It is the largest of several squared Mahalanobis distances to the mean of random images: of each
-    kind of features, in each band of principal components. All components together would hide that
-    one of them, such as brightness, is far from any random image's.
+    It is the largest of several: of each kind of features, in each band of principal components.
+    All components together would hide that one of them, such as brightness, is far from any random
+    image's.
     """
     return distance_of(typical, [features(images) for features in typical.features])
 
 
 def distance_of(typical: Typical, values: Sequence[Array]) -> Array:
     """The same of the images' features, each kind [N, F]."""
-
-    def of_kind(values: Array, normal: Normal) -> Array:
-        centred = values - normal.mean[None]
-        squares = jnp.matmul(centred, normal.whitening, precision="highest") ** 2
-        bands = [jnp.mean(band, axis=1) for band in jnp.split(squares, BANDS, axis=1)]
-        return jnp.max(jnp.stack(bands, axis=1) / normal.scale[None], axis=1)
-
-    each = [of_kind(*pair) for pair in zip(values, typical.normals, strict=True)]
+    each = [
+        jnp.max(band_distances(cloud, some) / cloud.scale[None], axis=1)
+        for some, cloud in zip(values, typical.clouds, strict=True)
+    ]
     return jnp.max(jnp.stack(each), axis=0) / typical.limit
+
+
+def band_distances(cloud: Cloud, values: Array) -> Array:
+    """Squared distances of features [N, F] in each band of components, [N, bands].
+
+    Of the large components to the nearest random image, because a rare kind of images is as typical
+    as a common one; of the small ones to the mean.
+    """
+    centred = values - cloud.mean[None]
+    components = jnp.matmul(centred, cloud.whitening, precision="highest")
+    *large, small = jnp.split(components, BANDS, axis=1)
+    nearest = [
+        jnp.min(_squared_distances(*pair), axis=1) / pair[0].shape[1]
+        for pair in zip(large, jnp.split(cloud.points, BANDS[:-1], axis=1), strict=True)
+    ]
+    return jnp.stack([*nearest, jnp.mean(small**2, axis=1)], axis=1)
+
+
+def _squared_distances(x: Array, y: Array) -> Array:
+    """Between rows of x [N, F] and y [R, F]: [N, R]."""
+    squares = jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1)[None]
+    return jnp.maximum(squares - 2 * jnp.matmul(x, y.T, precision="highest"), 0)
 
 
 def small(images: Images) -> Array:
