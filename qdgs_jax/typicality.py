@@ -25,9 +25,9 @@ LATENTS = 10_000
 """Random latents that describe a generator's."""
 SAMPLES = 2048
 """Random images that describe a generator's; the last quarter sets the limits alone."""
-REGION = 0.95
+REGION = 0.8
 """Share of random images that count as typical. A search ends near the limits that it is given: in
-the region of 99 %, other features than these would find many of its images outside of theirs."""
+the region of 99 %, other features than these find many of its images outside of theirs."""
 SIDE = 16
 """Side of the small images, in pixels."""
 BANDS = (8, 64)

@@ -36,7 +36,7 @@ def typical() -> Typical:
 
 def test_most_random_images_are_typical(typical: Typical) -> None:
     images = render(jnp.float32(1), normal(KEY, 1000))
-    assert 0.92 < (distance(typical, images) <= 1).mean() < 0.98
+    assert 0.74 < (distance(typical, images) <= 1).mean() < 0.86
 
 
 @pytest.mark.parametrize(
