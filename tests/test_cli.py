@@ -26,6 +26,7 @@ FACES = str(Path(__file__).parents[1] / "configs/search/faces_paper.toml")
 SMALL = [
     "--search.generations", "8", "--search.emitters", "2", "--search.batch-size", "3",
     "--search.initial-samples", "64", "--run.log-every", "2", "--run.checkpoint-every", "2",
+    "--search.constraint", "none", "--search.threshold-min", "0",
 ]  # fmt: skip
 
 

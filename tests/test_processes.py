@@ -39,6 +39,7 @@ batch_size = 5
 initial_samples = 32
 chunk_size = 4
 threshold_min = -100.0
+constraint = "none"
 [run]
 log_every = 2
 checkpoint_every = 4
