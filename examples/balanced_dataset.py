@@ -13,7 +13,9 @@ from qdgs_jax.image_measures import brightness, warmth
 
 SIDE = 32
 CONFIG = """
-[objective] # no prompts: all images that are typical of the generator are as good
+[objective] # no prompts: only to be near what random latents draw
+regularisation = 1.0
+radius = 1.0
 
 [[measures]]
 name = "warmth"
@@ -27,6 +29,7 @@ cells = 20
 
 [search]
 generations = 50
+constraint = "latents" # bright cold suns are in no random image, so that they count as atypical
 
 [export]
 count = 200
