@@ -22,7 +22,7 @@ from qdgs_jax.archives import Archive, CVTArchive, GridArchive, cvt_centroids
 from qdgs_jax.chunks import device_memory
 from qdgs_jax.config import Config
 from qdgs_jax.encoders import Encoder
-from qdgs_jax.errors import ConfigError, QDGSError
+from qdgs_jax.errors import ConfigError
 from qdgs_jax.generators import Generator
 from qdgs_jax.image_measures import Classifier, load_classifiers
 from qdgs_jax.prompts import embed_prompts
@@ -156,12 +156,8 @@ def _own_emitter(
     if not plugins.is_function(options.emitter):
         raise ConfigError(f"{subject} is no function: write 'package.module:make'.")
     make = plugins.load(options.emitter, subject, allow_code=allow_code)
-    try:
+    with plugins.failures_told(subject):
         made = make(options, archive, latent_size)
-    except QDGSError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise ConfigError(f"{subject} fails ({plugins.first_line(error)}): mend it.") from error
     if not (hasattr(made, "state_update") or hasattr(made, "tell")):
         raise ConfigError(
             f"{subject} returns a {type(made).__name__}: let it return an emitter, as "
