@@ -72,7 +72,7 @@ def _temporaries(score: ImageScore, params: Params, latent_size: int) -> int:
     return int(found.temp_size_in_bytes)
 
 
-def _random_scores(
+def random_scores(
     config: Config, generator: Generator, score: ImageScore, params: Params
 ) -> tuple[Latents, Scores]:
     """Random latents that are in distribution, and their scores; all if none is."""
@@ -85,15 +85,18 @@ def _random_scores(
     return latents[rows], jax.tree.map(lambda leaf: leaf[rows], scores)
 
 
-def with_floor(config: Config, generator: Generator, score: ImageScore, params: Params) -> Config:
+def with_floor(config: Config, random: Callable[[], tuple[Latents, Scores]]) -> Config:
     """Replaces an `auto` threshold_min by the objective that `FLOOR` of random samples do not have.
+
+    Args:
+        random: `random_scores` of the config, called only if they are needed.
 
     Raises:
         ConfigError: no random latent has a finite objective.
     """
     if config.search.threshold_min != "auto":
         return config
-    _, scores = _random_scores(config, generator, score, params)
+    _, scores = random()
     objective = np.asarray(scores.objective, np.float64)
     objective = objective[np.isfinite(objective)]
     if not len(objective):
@@ -108,12 +111,22 @@ def with_floor(config: Config, generator: Generator, score: ImageScore, params: 
     return dataclasses.replace(config, search=search)
 
 
-def with_ranges(config: Config, generator: Generator, score: ImageScore, params: Params) -> Config:
-    """Replaces `auto` by ends that the search can reach: see `_range_of` and `_probe`."""
+def with_ranges(
+    config: Config,
+    score: ImageScore,
+    params: Params,
+    random: Callable[[], tuple[Latents, Scores]],
+) -> Config:
+    """Replaces `auto` by ends that the search can reach: see `_range_of` and `_probe`.
+
+    Args:
+        score: of the config, whose floor is a number.
+        random: as in `with_floor`.
+    """
     auto = [number for number, each in enumerate(config.measures) if each.range == "auto"]
     if not auto:
         return config
-    latents, scores = _random_scores(config, generator, score, params)
+    latents, scores = random()
     measures, values = list(config.measures), np.asarray(scores.measures, np.float64)
     ranges = {number: _range_of(measures[number], values[:, number]) for number in auto}
     if config.search.constraint == "typical" and config.search.uses_gradients:

@@ -1,6 +1,7 @@
 """A config with its models loaded, its prompts embedded, and its measure ranges in numbers."""
 
 import dataclasses
+import functools
 import logging
 from typing import Any
 
@@ -120,9 +121,13 @@ def load_problem(
         return make_score(config, source, encoder, classifiers=found, allow_code=allow_code)
 
     config = automatic.with_chunk_size(config, scored, params, source.latent_size)
-    config = automatic.with_floor(config, source, scored(config), params)
+    # Scored once for both: measures do not depend on the floor.
+    random = functools.cache(
+        functools.partial(automatic.random_scores, config, source, scored(config), params)
+    )
+    config = automatic.with_floor(config, random)
     score = scored(config)
-    config = automatic.with_ranges(config, source, score, params)
+    config = automatic.with_ranges(config, score, params, random)
     options, archive, emitter = _in_units_of(params, config.search), make_archive(config), None
     if options.emitter:
         emitter = _own_emitter(options, archive, source.latent_size, allow_code)
