@@ -109,7 +109,7 @@ def domains(small: bool) -> dict[str, Domain]:
             built_in, "shapes-clip", (2, 3) if small else (16, 7), 2 if small else 50
         ),
         "shapes": Domain(shapes, "ViT-B/32", (2, 3) if small else (4, 7), 1 if small else 3),
-        "faces": Domain(faces, "ViT-B/32", (2, 3) if small else (4, 7), 1),
+        "faces": Domain(faces, "ViT-B/32", (2, 3) if small else (2, 5), 1),
     }
 
 

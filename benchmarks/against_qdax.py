@@ -172,6 +172,7 @@ def ours(setting: Setting, archive: Archive, options: dict[str, Any]) -> Program
         emitters=setting.emitters,
         batch_size=setting.batch,
         sigma0=setting.sigma,
+        seek_rare=False,
         **options,
     )
     search = searches.make_search(config, archive, setting.score)

@@ -83,6 +83,7 @@ class Setting:
             batch_size=self.batch,
             sigma0=self.sigma0,
             threshold_min=0.0,
+            seek_rare=False,
             **{name: value for name, value in options.items() if self.algorithm in SERVES[name]},
         )
         task = TASKS[self.task]

@@ -108,10 +108,7 @@ def ours(problem: Problem, search: Search, evaluations: int) -> Program:
     """A search by this package."""
 
     def start(params: Params, key: Key, latents: Latents) -> SearchState:
-        state = searches.init(search, params, key, latents)
-        latents = search.repair(params, latents)
-        scores, _ = problem.score(params, key, latents, search.init_memory(params))
-        return searches.add(search, state, latents, scores)[0]
+        return searches.init(search, params, key, latents)
 
     def loop(params: Params, state: SearchState) -> SearchState:
         length = evaluations // search.evaluations_per_generation

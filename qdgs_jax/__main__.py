@@ -1,6 +1,5 @@
 """Starts `qdgs`, so that a signal ends in a sentence, whatever it interrupts."""
 
-import _thread
 import contextlib
 import os
 import signal
@@ -40,7 +39,9 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 def interrupt_again(unraisable: Any) -> None:
     """Repeats an interrupt that met a finaliser or a callback, which cannot raise."""
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
-        timer = threading.Timer(0.1, _thread.interrupt_main, [signal.SIGTERM])
+        # Sent to the thread, so that it also ends a system call that waits.
+        main_thread = threading.main_thread().ident
+        timer = threading.Timer(0.1, signal.pthread_kill, [main_thread, signal.SIGTERM])
         timer.daemon = True
         timer.start()
     else:

@@ -142,6 +142,10 @@ def cvt_centroids(
     return tuple(map(tuple, means.fit(uniform).cluster_centers_.tolist()))
 
 
+REGIONS = 256
+"""Of `sample_evenly`."""
+
+
 class ArchiveState(struct.PyTreeNode):
     """The contents of the cells. An empty cell has objective -inf."""
 
@@ -281,6 +285,27 @@ def sample(state: ArchiveState, key: Key, count: int) -> Latents:
     """Latents of `count` elites, drawn uniformly with repetition; zeros from an empty archive."""
     rank = jax.random.randint(key, (count,), 0, jnp.maximum(state.count, 1))
     return by_rows(state.latents[state.filled[rank]]).astype(state.objective.dtype)
+
+
+def sample_evenly(state: ArchiveState, key: Key, count: int) -> Latents:
+    """The same, from regions of the measures in equal shares, however many elites each holds.
+
+    Regions are equal parts of the box that the elites span, about `REGIONS` in all.
+    """
+    M, occupied = state.measures.shape[1], state.occupied
+    side = round(REGIONS ** (1 / M))  # 1 from 14 measures on: one region
+    low, high = (
+        end(state.measures, axis=0, where=occupied[:, None], initial=start)
+        for end, start in ((jnp.min, jnp.inf), (jnp.max, -jnp.inf))
+    )
+    place = (state.measures - low[None]) / jnp.maximum(high - low, 1e-30)[None]
+    parts = jnp.clip((place * side).astype(jnp.int32), 0, side - 1)
+    region = jnp.where(occupied, parts @ side ** jnp.arange(M), 0)
+    held = jax.ops.segment_sum(occupied.astype(jnp.int32), region, side**M)
+    shares = jnp.cumsum(jnp.where(occupied, 1 / jnp.maximum(held[region], 1), 0))
+    row = jnp.searchsorted(shares, shares[-1] * jax.random.uniform(key, (count,)), side="right")
+    row = jnp.minimum(row, len(shares) - 1)
+    return by_rows(state.latents[row]).astype(state.objective.dtype)
 
 
 def coverage(state: ArchiveState) -> Array:

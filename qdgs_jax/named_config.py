@@ -49,7 +49,7 @@ _KINDS: dict[Any, tuple[str, Callable[[Path], Any]]] = {
 # Options that take no value; every other option takes the arguments after it.
 _FLAGS = {
     "resume", "dry-run", "acknowledge-notice", "allow-code", "nearest-bin", "h", "help",
-    "random-crops", "rematerialise", "distributed",
+    "random-crops", "rematerialise", "seek-rare", "distributed",
 }  # fmt: skip
 
 

@@ -71,6 +71,7 @@ class Search:
         repair: (params, latents [N, D]) -> the latents that are scored in their place, such as the
             nearest in distribution. Emitters update by these.
         floor: objective that an elite must exceed.
+        keeps_initial: whether the latents that the search starts from may become elites.
     """
 
     score: Score
@@ -80,6 +81,7 @@ class Search:
     init_memory: Callable[[Params], Memory] = no_memory
     repair: Callable[[Params, Latents], Latents] = no_repair
     floor: float = -math.inf
+    keeps_initial: bool = True
 
     def __post_init__(self) -> None:
         if isinstance(self.emitter, GradientEmitter) and self.score_with_jacobian is None:
@@ -191,7 +193,10 @@ def make_search(
             f"search.algorithm '{config.algorithm}' uses gradients: "
             "give make_search a score_with_jacobian."
         )
-    return Search(score, score_with_jacobian, archive, emitter, init_memory, repair, floor)
+    return Search(
+        score, score_with_jacobian, archive, emitter, init_memory, repair, floor,
+        config.seek_rare,
+    )  # fmt: skip
 
 
 def _emitter_of(config: SearchConfig, archive: Archive) -> Emitter:
@@ -246,6 +251,7 @@ def _rules(config: SearchConfig, archive: Archive) -> Rules:
         selection=default.selection if config.selection == "auto" else config.selection,
         restart=default.restart if config.restart == "auto" else config.restart,
         span=span if ranker == "rd" else (),
+        evenly=config.seek_rare,
     )
 
 
@@ -253,6 +259,8 @@ def init(
     search: Search, params: Params, key: Key, latents: Latents, scores: Scores | None = None
 ) -> SearchState:
     """A state whose emitters start at the best of `latents` [N, D] by objective.
+
+    If `search.keeps_initial`, all of them are added to the archive.
 
     Args:
         scores: of the latents, if the search has no score.
@@ -270,23 +278,21 @@ def init(
     latents = _storable(search, params, jnp.asarray(latents))
     if scores is None:
         scores, memory = _scored(search.score, params, scoring_key, latents, memory)
-    objective = _fitting(search, latents, scores).objective
+    scores = _fitting(search, latents, scores)
+    objective = scores.objective
     worst_last = jnp.where(jnp.isnan(objective), -jnp.inf, objective)
     _, best = jax.lax.top_k(worst_last, search.emitter.emitters)
     size, dtype = latents.shape[-1], latents.dtype
-    return SearchState(
+    state = SearchState(
         key=run_key,
         generation=jnp.zeros((), jnp.int32),
         elites=archives.init(search.elitist, size, dtype),
         annealed=archives.init(search.archive, size, dtype) if search.annealed else None,
         emitter=by_rows(search.emitter.init(emitter_key, by_rows(by_columns(latents)[best]))),
         memory=memory,
-        refused=Refused(
-            non_finite=(~jnp.isfinite(objective)).sum(dtype=jnp.int32),
-            atypical=jnp.zeros((), jnp.int32),
-            below_floor=jnp.zeros((), jnp.int32),
-        ),
+        refused=Refused(*[jnp.zeros((), jnp.int32)] * 3),
     )
+    return add(search, state, latents, scores)[0] if search.keeps_initial else state
 
 
 def step(search: Search, params: Params, state: SearchState) -> SearchState:

@@ -78,6 +78,10 @@ class SearchConfig:
     """Objective that an elite must exceed; `auto` takes it from random samples and records it."""
     initial_samples: Annotated[int, Field(ge=1, le=1_000_000)] = 512
     """Random latents; emitters start from the best of them."""
+    seek_rare: bool = True
+    """Whether these latents may become elites, and emitters restart from all regions of the
+    measures alike, so that rare kinds of images are neither lost nor left alone. `false`: as
+    published, neither."""
     chunk_size: Annotated[int, Field(ge=1, le=65_536)] | Literal["auto"] = 64
     """Latents rendered and embedded at once; bounds memory. `auto` fits it to half of the device's
     and records it."""

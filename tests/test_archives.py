@@ -202,6 +202,34 @@ def test_sampling_is_uniform_over_elites(archive: Archive) -> None:
     assert [int((drawn == value).sum()) for value in (1, 2, 3)] == pytest.approx([1000] * 3, abs=90)
 
 
+@pytest.mark.parametrize("kind", ["grid", "cvt"])
+def test_regions_with_few_elites_are_drawn_as_often_as_others(kind: str) -> None:
+    """Nine of ten elites lie in one corner; the tenth alone in the other."""
+    if kind == "grid":
+        archive: Archive = GridArchive(cells=(100, 100), lower=(0, 0), upper=(1, 1))
+    else:
+        near = [(0.01 * k, 0.01 * k) for k in range(9)]
+        archive = CVTArchive(centroids=(*near, (1.0, 1.0)), lower=(0, 0), upper=(1, 1))
+    measures = jnp.array([[0.005 * k, 0.005 * k] for k in range(9)] + [[0.99, 0.99]])
+    latents = jnp.arange(1.0, 11.0)[:, None] * jnp.ones(LATENT)[None]
+    if kind == "cvt":
+        measures = jnp.asarray(archive.centres())
+    state, _ = add(archive, archives.init(archive, LATENT), latents, jnp.ones(10), measures)
+    drawn = archives.sample_evenly(state, jax.random.key(0), 3000)[:, 0]
+    occupied = np.asarray(archives.sample(state, jax.random.key(0), 3000)[:, 0])
+    regions = len(np.unique(np.floor(np.asarray(measures) / 0.99 * 16).clip(0, 15), axis=0))
+    assert (occupied == 10).mean() == pytest.approx(1 / int(state.count), abs=0.03)
+    assert (drawn == 10).mean() == pytest.approx(1 / regions, abs=0.05)
+    assert set(np.unique(drawn)) == set(np.unique(occupied))  # of each region, all
+
+
+def test_one_elite_is_drawn_from_all_measures_alike() -> None:
+    archive = GridArchive(cells=(2,) * 20, lower=(0,) * 20, upper=(1,) * 20)
+    state = archives.init(archive, 1)
+    state, _ = add(archive, state, jnp.full((1, 1), 7.0), jnp.ones(1), jnp.full((1, 20), 0.3))
+    np.testing.assert_array_equal(archives.sample_evenly(state, jax.random.key(0), 2), 7)
+
+
 def test_impossible_archives_are_refused() -> None:
     with pytest.raises(ValueError, match="one entry for each measure"):
         GridArchive(cells=(4,), lower=(0.0, 0.0), upper=(1.0,))

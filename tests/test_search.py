@@ -115,7 +115,7 @@ def test_what_is_not_above_the_threshold_is_no_elite() -> None:
 
 
 def test_an_objective_at_the_threshold_makes_no_elite() -> None:
-    search = toy(threshold_min=95.0)
+    search = toy(threshold_min=95.0, seek_rare=False)
     scores = Scores(jnp.array([95.0, 95.5]), jnp.array([[-1.0, -1.0], [1.0, 1.0]]))
     state, _ = searches.add(search, begin(search), jnp.ones((2, D)), scores)
     assert state.elites.objective[state.elites.occupied].tolist() == [95.5]
@@ -430,8 +430,23 @@ def test_latents_are_repaired_before_they_are_scored_and_kept() -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["map_elites", "cma_me", "cma_maega"])
+def test_initial_latents_become_elites_by_the_same_rules(algorithm: str) -> None:
+    search = toy(algorithm=algorithm, threshold_min=85.0)
+    latents = jax.random.normal(jax.random.key(3), (SAMPLES, D))
+    state = jax.jit(init, static_argnums=0)(search, jnp.ones(D), jax.random.key(2), latents)
+    scores, _ = score(jnp.ones(D), jax.random.key(2), latents)
+    kept = np.asarray(scores.objective) > 85
+    assert 0 < kept.sum() < SAMPLES
+    cells = np.asarray(search.archive.index_of(scores.measures))[kept]
+    assert set(np.flatnonzero(state.elites.occupied)) == set(cells)
+    assert state.refused.below_floor == SAMPLES - kept.sum()
+    published = toy(algorithm=algorithm, threshold_min=85.0, seek_rare=False)
+    assert begin(published).elites.count == 0
+
+
+@pytest.mark.parametrize("algorithm", ["map_elites", "cma_me", "cma_maega"])
 def test_refused_latents_are_no_elites_and_are_counted_by_reason(algorithm: str) -> None:
-    search = toy(algorithm=algorithm, threshold_min=50.0)
+    search = toy(algorithm=algorithm, threshold_min=50.0, seek_rare=False)
     objective = jnp.array([60.0, 50.0, 70.0, jnp.nan, 49.0, 80.0])
     atypical = jnp.array([False, False, True, True, True, False])
     measures = jnp.array([[-3.0, -3.0]] * 5 + [[3.0, 3.0]])

@@ -83,7 +83,7 @@ class EvolutionStrategy:
         """Updates the distributions; emitters that have ended restart from random elites."""
         state, ended = self.learn(state, asked, insertion)
         first = asked.latents[:: self.strategy.batch_size]
-        return restart_ended(self.restart, state, ended, first, archive, key)
+        return restart_ended(self.restart, state, ended, first, archive, key, self.rules.evenly)
 
     def learn(
         self, state: EvolutionStrategyState, asked: Population, insertion: Insertion

@@ -127,7 +127,9 @@ class GradientArborescence:
     ) -> ArborescenceState:
         """Updates coefficients and theta; emitters that have ended restart from random elites."""
         state, ended = self.learn(state, asked, insertion)
-        return restart_ended(self.restart, state, ended, state.ascent.theta, archive, key)
+        return restart_ended(
+            self.restart, state, ended, state.ascent.theta, archive, key, self.rules.evenly
+        )
 
     def learn(
         self, state: ArborescenceState, asked: Branches, insertion: Insertion

@@ -50,12 +50,14 @@ class Rules:
         restart: `basic`: restart only if the strategy stops or the batch is flat;
             `no_improvement`: also if nothing was accepted; N: also every N generations.
         span: extent of the archive along each measure, only for ranker `rd`.
+        evenly: whether restarts are from all regions of the measures alike, not from all elites.
     """
 
     ranker: Ranker = "imp"
     selection: Selection = "filter"
     restart: Restart = "basic"
     span: tuple[float, ...] = ()
+    evenly: bool = False
 
     def __post_init__(self) -> None:
         if (self.ranker == "rd") != bool(self.span):
@@ -115,9 +117,14 @@ class Rules:
                 return (jnp.where(batches.finite, place, -jnp.inf),)
 
 
-def elites_or(latents: Latents, archive: ArchiveState, key: Key) -> Latents:
-    """Random elites to restart from, as many as `latents`; `latents` if there are no elites."""
-    return jnp.where(archive.count > 0, archives.sample(archive, key, len(latents)), latents)
+def elites_or(latents: Latents, archive: ArchiveState, key: Key, evenly: bool = False) -> Latents:
+    """Random elites to restart from, as many as `latents`; `latents` if there are no elites.
+
+    Args:
+        evenly: from all regions of the measures alike.
+    """
+    draw = archives.sample_evenly if evenly else archives.sample
+    return jnp.where(archive.count > 0, draw(archive, key, len(latents)), latents)
 
 
 def restart_ended(
@@ -127,14 +134,15 @@ def restart_ended(
     latents: Latents,
     archive: ArchiveState,
     key: Key,
+    evenly: bool = False,
 ) -> State:
     """Calls an emitter's `restart` for the emitters in `ended` [E] bool, with random elites.
 
-    If there are no elites, emitters restart from `latents` [E, D].
+    See `elites_or` for `latents` [E, D] and `evenly`.
     """
     elite_key, rules_key = jax.random.split(key)
     return jax.lax.cond(
         ended.any(),
-        lambda: restart(state, rules_key, ended, elites_or(latents, archive, elite_key)),
+        lambda: restart(state, rules_key, ended, elites_or(latents, archive, elite_key, evenly)),
         lambda: state,
     )

@@ -297,6 +297,8 @@ def _restore(problem: Problem, out: Path, start: SearchState) -> tuple[SearchSta
 def _row(problem: Problem, state: SearchState, figures: Metrics, seconds: float) -> Row:
     generation = int(state.generation)
     evaluations = generation * problem.search.evaluations_per_generation
+    if problem.search.keeps_initial:
+        evaluations += problem.config.search.initial_samples
     return metrics.make_row(generation, evaluations, figures, seconds)
 
 

@@ -107,8 +107,9 @@ def test_evaluations_are_all_that_is_scored(emitter: Any, archive: ArchiveState)
     assert emitter.evaluations == len(asked.latents) + points
 
 
+@pytest.mark.parametrize("evenly", [False, True])
 def test_a_restart_takes_elites_or_else_the_latents(
-    empty: ArchiveState, archive: ArchiveState
+    empty: ArchiveState, archive: ArchiveState, evenly: bool
 ) -> None:
     def restart(state: Any, key: Any, which: Any, latents: Any) -> Any:
         return jnp.where(which[:, None], latents, state)
@@ -116,7 +117,7 @@ def test_a_restart_takes_elites_or_else_the_latents(
     state, latents = jnp.zeros((2, 2)), START
     for contents, expected in ((empty, [START[0], [0, 0]]), (archive, [ELITE[0], [0, 0]])):
         ended = jnp.array([True, False])
-        found = restart_ended(restart, state, ended, latents, contents, KEY)
+        found = restart_ended(restart, state, ended, latents, contents, KEY, evenly)
         np.testing.assert_array_equal(found, expected)
     none = restart_ended(lambda *_: state + 9, state, jnp.zeros(2, bool), latents, archive, KEY)
     np.testing.assert_array_equal(none, state)

@@ -33,7 +33,7 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path, config: Config) -> None:
     }  # fmt: skip
     assert [row["generation"] for row in rows] == [2, 4, 6, 8]
     assert summary == json.loads((tmp_path / "run/summary.json").read_text())
-    assert summary["evaluations"] == 8 * 2 * (1 + 3)
+    assert summary["evaluations"] == 16 + 8 * 2 * (1 + 3)
     assert summary["generator"] == {"name": "toy", "sha256": "0" * 64}
     assert summary["qd_score_normalised"] == pytest.approx(summary["qd_score"] / 30)
     assert summary["seconds_compile"] > 0
