@@ -8,7 +8,8 @@ Method: generators of six families: the built-in VAE (6 latents), a DCGAN of fac
     blobs on gradients with 8 latents, and discs with 2 uniform latents, both written below. The
     config is the README's: one measure by prompts, one function of the image, defaults for the
     rest. For each generator and each `search.constraint`, and for `seeds`: a search; random samples
-    scored as many times as the search evaluates; and 500 images drawn evenly from the elites.
+    scored as many times as the search evaluates; and 500 images drawn evenly from the elites, and
+    from one random latent of each cell that has any.
     Latents are in distribution if their norms lie within the 0.1 and 99.9 % quantiles of random
     latents. Images are typical if a detector that no search sees says so: the Mahalanobis distance
     of features to random images', within the limit of 99 % of other random images; the features
@@ -228,6 +229,7 @@ def measure(name: str, loaded: Loaded, options: argparse.Namespace) -> list[dict
                 "latents": float(((norms >= least) & (norms <= most)).all(axis=1).mean()),
                 "images": float(typical(render(found["exported"])).mean()) if len(elites) else None,
                 "random_images": float(typical(images[5120:]).mean()),
+                "random_exported": float(typical(render(found["random_exported"])).mean()),
                 "evenness": found["evenness"], "random_evenness": found["random_evenness"],
                 "refused": found["refused"], "ranges": found["ranges"],
                 "seconds": time.perf_counter() - began,
@@ -254,26 +256,33 @@ def searched(config: Config, loaded: Loaded) -> dict[str, Any]:
     )
     count = config.search.generations * made.evaluations_per_generation
     score = jax.jit(problem.score)
-    random_cells, random_measures = set(), []
+    random_cells: dict[int, np.ndarray] = {}
+    random_measures = []
     for part in range(-(-count // 1024)):
         key = jax.random.key(1000 + part)
-        scores, _ = score(params, key, problem.generator.sample(key, 1024), ())
-        fine = np.asarray(scores.objective) > made.floor
+        sampled = np.asarray(problem.generator.sample(key, 1024))
+        scores, _ = score(params, key, sampled, ())
         values = np.asarray(scores.measures)[: count - 1024 * part]
         random_measures.append(values)
-        cells = np.asarray(made.archive.index_of(jnp.asarray(values)))[fine[: len(values)]]
-        random_cells.update(cells.tolist())
-    exported = draw_evenly(np.zeros(len(latents), int), 1, EXPORTED, config.seed)
+        cells = np.asarray(made.archive.index_of(jnp.asarray(values)))
+        fine = (np.asarray(scores.objective) > made.floor)[: len(values)]
+        random_cells |= dict(zip(cells[fine].tolist(), sampled[: len(values)][fine], strict=True))
+    random_latents = np.stack([*random_cells.values()])
+    drawn, random_drawn = (
+        draw_evenly(np.zeros(len(each), int), 1, EXPORTED, config.seed)
+        for each in (latents, random_latents)
+    )
     random_values = np.concatenate(random_measures)
     ends = [
         (min(a.min(), b.min()), max(a.max(), b.max()))
         for a, b in zip(measures.T, np.quantile(random_values, (0.01, 0.99), axis=0).T, strict=True)
     ] if len(latents) else []  # fmt: skip
     return {
-        "latents": latents, "exported": latents[exported],
+        "latents": latents, "exported": latents[drawn],
+        "random_exported": random_latents[random_drawn],
         "coverage": float(metrics.coverage),
         "random_coverage": len(random_cells) / made.archive.size,
-        "evenness": [evenness(v, e) for v, e in zip(measures[exported].T, ends, strict=False)],
+        "evenness": [evenness(v, e) for v, e in zip(measures[drawn].T, ends, strict=False)],
         "random_evenness": [evenness(v, e) for v, e in zip(random_values.T, ends, strict=False)],
         "refused": {name: int(value) for name, value in vars(state.refused).items()},
         "ranges": [measure.ends for measure in problem.config.measures],
@@ -306,8 +315,9 @@ def line(row: dict[str, Any]) -> str:
     )
     return (
         f"| {row['generator']} | {row['constraint']} | {row['elites']:,} | {row['latents']:.1%} "
-        f"| {images} ({row['random_images']:.1%}) | {row['coverage']:.1%} "
-        f"({row['random_coverage']:.1%}) | {even} | {row['refused']} | {row['ranges']} "
+        f"| {images} ({row['random_exported']:.1%}, {row['random_images']:.1%}) "
+        f"| {row['coverage']:.1%} ({row['random_coverage']:.1%}) "
+        f"| {even} | {row['refused']} | {row['ranges']} "
         f"| {row['seconds']:.0f} |"
     )
 
