@@ -50,7 +50,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_sample_and_export(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["evaluations"] == 8 * 2 * (1 + 3)
+    assert summary["evaluations"] == 64 + 8 * 2 * (1 + 3)
     assert summary["elites"] > 0
     capsys.readouterr()
 

@@ -394,5 +394,5 @@ def test_other_algorithms_run_as_well(tmp_path: Path, config: Config, algorithm:
     annealed = {"threshold_min": -100} if algorithm == "cma_mae" else {"threshold_min": 0.0}
     other = dataclasses.replace(config.search, algorithm=algorithm, **annealed)
     summary = runs.sample(dataclasses.replace(config, search=other), tmp_path / "run")
-    assert summary["evaluations"] == 8 * 2 * 3
+    assert summary["evaluations"] == 16 + 8 * 2 * 3
     assert summary["elites"] > 0
