@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from qdgs_jax.models.layers.convolutions import convolve
 from qdgs_jax.models.precision import Precision, activation_dtype, matmul_precision, widen
 from qdgs_jax.models.stylegan2.resampling import up_convolve, upsample
 from qdgs_jax.typing import Array, Key, Params
@@ -139,10 +140,7 @@ class StyledConvolution(nn.Module):
         else:
             kernel = self.param("kernel", normal, (3, 3, fan_in, self.features))
             energy = jnp.sum(jnp.square(kernel), axis=(0, 1))
-            layout = ("NHWC", "HWIO", "NHWC")
-            y = jax.lax.conv_general_dilated(
-                scaled, kernel.astype(dtype), (1, 1), "SAME", dimension_numbers=layout
-            )
+            y = convolve(scaled, kernel.astype(dtype))
         demodulation = jax.lax.rsqrt(jnp.square(style) @ energy + EPSILON)
         y = y * demodulation[:, None, None].astype(dtype)
         if config.noise:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qdgs_jax.models.layers.convolutions import StridedConv, TransposedConv
+from qdgs_jax.models.layers.convolutions import StridedConv, TransposedConv, convolve
 from qdgs_jax.typing import Array, Params
 
 
@@ -54,6 +54,39 @@ def test_transposed_convolution_pulls_back_as_xla_does(precision: str) -> None:
     asked, other = ("HIGHEST", "DEFAULT") if precision == "highest" else ("DEFAULT", "HIGHEST")
     assert f"Precision.{asked}" in program
     assert f"Precision.{other}" not in program
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_a_convolution_pulls_back_as_xlas_own_does(size: int) -> None:
+    """Gradients of inputs and kernel, for several cotangents at once."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, kernel = (
+        jax.random.normal(keys[0], (2, 6, 5, 3)),
+        jax.random.normal(keys[1], (size,) * 2 + (3, 4)),
+    )
+
+    def by_xla(x: Array, kernel: Array) -> Array:
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
+
+    actual, pull_back = jax.vjp(convolve, x, kernel)
+    expected, pull_back_xla = jax.vjp(by_xla, x, kernel)
+    cotangents = jax.random.normal(keys[2], (7, *actual.shape))
+    found = actual, jax.vmap(pull_back)(cotangents)
+    wanted = expected, jax.vmap(pull_back_xla)(cotangents)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, wanted)
+
+
+def test_a_convolution_keeps_the_precision_that_it_was_called_with() -> None:
+    x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))
+
+    def pulled(x: Array) -> Array:
+        with jax.default_matmul_precision("highest"):
+            y, pull_back = jax.vjp(lambda x: convolve(x, kernel), x)
+        return pull_back(y)[0]
+
+    program = str(jax.make_jaxpr(pulled)(x))
+    assert program.count("Precision.HIGHEST") == 2 * program.count("conv_general_dilated[")
 
 
 def test_strided_convolution_is_exact() -> None:
