@@ -93,7 +93,8 @@ def _read_weight(described: dict[str, Any], content: bytes, start: int) -> tuple
     end = start + math.prod(shape) * stored.itemsize
     if min(shape, default=0) < 0 or end > len(content):
         raise UnreadableError("its files of weights are too short")
-    values = np.frombuffer(content[start:end], stored.newbyteorder("<")).reshape(shape)
+    found = np.frombuffer(content[start:end], stored.newbyteorder("<"))
+    values: np.ndarray = found.reshape(shape)
     if quantised.get("dtype") in ("uint8", "uint16"):
         values = values * np.float32(quantised["scale"]) + np.float32(quantised["min"])
         values = values if kind == "float32" else np.round(values)
