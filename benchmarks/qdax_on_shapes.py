@@ -107,13 +107,11 @@ def scores_of(objective: Array) -> dict[str, float]:
 def ours(problem: Problem, search: Search, evaluations: int) -> Program:
     """A search by this package."""
 
-    def start(params: Params, key: Key, latents: Latents) -> SearchState:
-        return searches.init(search, params, key, latents)
-
     def loop(params: Params, state: SearchState) -> SearchState:
         length = evaluations // search.evaluations_per_generation
         return searches.run(search, params, state, length)[0]
 
+    start = partial(searches.init, search)
     return Program(problem.params, start, loop, lambda state: state.elites.objective)
 
 

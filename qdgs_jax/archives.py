@@ -288,7 +288,8 @@ def sample(state: ArchiveState, key: Key, count: int) -> Latents:
 
 
 def sample_evenly(state: ArchiveState, key: Key, count: int) -> Latents:
-    """The same, from regions of the measures in equal shares, however many elites each holds.
+    """Latents of `count` elites [count, D], drawn uniformly from regions of the measures and within
+    each, with repetition; zeros from an empty archive.
 
     Regions are equal parts of the box that the elites span, about `REGIONS` in all.
     """

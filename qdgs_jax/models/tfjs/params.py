@@ -136,8 +136,7 @@ def _plain(value: dict[str, Any]) -> Any:
     """The value of an attribute of a GraphDef as JSON, where bytes are in base 64."""
     ((kind, content),) = list(value.items())[:1] or [("", None)]
     if kind == "list":
-        listed = [_plain({key: each}) for key, many in content.items() for each in many]
-        return tuple(listed)
+        return tuple(_plain({key: each}) for key, many in content.items() for each in many)
     if kind == "i":
         return int(content)
     if kind == "s":

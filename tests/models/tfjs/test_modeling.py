@@ -46,5 +46,4 @@ def test_it_is_jitted_and_differentiable_with_weights_as_arguments() -> None:
     moved = first(PARAMS, images + 1e-3 * gradient / jnp.linalg.norm(gradient))
     slope = (moved - first(PARAMS, images)) / 1e-3
     np.testing.assert_allclose(slope, jnp.linalg.norm(gradient), rtol=2e-2)
-    text = jax.jit(first).lower(PARAMS, images).as_text()
-    assert "dense<" not in text or len(text) < 200_000
+    assert jax.make_jaxpr(first)(PARAMS, images).consts == []
