@@ -66,41 +66,44 @@ class CLIPConfig:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, [N, T, C] -> [N, T, C]."""
+    """Multi-head attention of the first Q tokens to all T: [N, T, C] -> [N, Q, C]."""
 
     config: TowerConfig
     causal: bool
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, kept: int) -> Array:
         width, heads = self.config.width, self.config.heads
         dense = _dense(self.dtype)
 
-        def project(name: str) -> Array:  # [N, T, heads, C / heads]
+        def project(name: str, x: Array) -> Array:  # [N, T, heads, C / heads]
             projected = dense(width, width**-0.5, name=name)(x)
             return projected.reshape(*x.shape[:2], heads, width // heads)
 
         # This function computes logits and softmax in float32 whatever its arguments' dtype.
         mixed = jax.nn.dot_product_attention(
-            project("query"), project("key"), project("value"), is_causal=self.causal
-        )
+            project("query", x[:, :kept]), project("key", x), project("value", x),
+            is_causal=self.causal,
+        )  # fmt: skip
         std = (2 * self.config.layers * width) ** -0.5
-        return dense(width, std, name="out")(mixed.reshape(x.shape))
+        return dense(width, std, name="out")(mixed.reshape(len(x), kept, width))
 
 
 class Block(nn.Module):
-    """A residual attention block, [N, T, C] -> [N, T, C]."""
+    """A residual attention block, [N, T, C] -> [N, T, C], or its first `kept` tokens alone."""
 
     config: TowerConfig
     causal: bool
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, kept: int | None = None) -> Array:
         config, dense = self.config, _dense(self.dtype)
+        kept = x.shape[1] if kept is None else kept
         normed = _norm(config, self.dtype, "norm1")(x)
-        x = x + Attention(config, self.causal, self.dtype, name="attention")(normed)
+        attention = Attention(config, self.causal, self.dtype, name="attention")
+        x = x[:, :kept] + attention(normed, kept)
         hidden = _norm(config, self.dtype, "norm2")(x)
         hidden = dense(config.mlp_width, (2 * config.width) ** -0.5, name="up")(hidden)
         hidden = ACTIVATIONS[config.hidden_act](hidden)
@@ -128,7 +131,9 @@ class VisionTower(nn.Module):
         x = x + position[None].astype(x.dtype)
         x = _norm(tower, self.dtype, "norm_pre")(x)
         for i in range(tower.layers):
-            x = Block(tower, causal=False, dtype=self.dtype, name=f"block{i}")(x)
+            # Of the last block, only what makes the class token is of use.
+            kept = 1 if i == tower.layers - 1 else None
+            x = Block(tower, causal=False, dtype=self.dtype, name=f"block{i}")(x, kept)
         pooled = _norm(tower, self.dtype, "norm_post")(x[:, 0])
         return dense(config.embedding_size, std, use_bias=False, name="projection")(pooled)
 

@@ -81,7 +81,7 @@ def _same_back(
     x, kernel = saved
     product = functools.partial(_same.fun, precision)
     (weights,) = jax.linear_transpose(lambda kernel: product(x, kernel), kernel)(cotangent)
-    return product(cotangent, kernel[::-1, ::-1].swapaxes(2, 3)), weights
+    return product(cotangent, kernel.swapaxes(2, 3)[::-1, ::-1]), weights
 
 
 _same.defvjp(_same_forward, _same_back)
