@@ -22,8 +22,8 @@ Method: CMA-MAEGA with the paper's options. Three programs have its one emitter 
 Command: python benchmarks/against_pytorch.py --curves \
         --json benchmarks/results/against_pytorch.json
     (needs the extra `bench`; --small has toy networks, to check that the script works)
-Result: two x86-64 cores, 2026-11-30, one emitter: 6.6 (built-in), 2.1 (shapes) and 2.8 (faces)
-    times as fast as published, 2.7, 1.07 and 0.86 times as fast as strong; more in
+Result: two x86-64 cores, 2026-11-30, one emitter: 6.6 (built-in), 2.7 (shapes) and 2.9 (faces)
+    times as fast as published, 2.7, 1.18 and 1.08 times as fast as strong; more in
     benchmarks/README.md.
 """
 

@@ -28,6 +28,7 @@ from qdgs_jax.runs.results import load_run
 ASSETS = Path(generators.__file__).parent / "assets"
 SECONDS, BYTES = 20, 2 * 2**30
 COUNT = 25  # mutations of each file
+SEARCHES = 10  # where each mutation takes a search
 TOKENS = [
     b"1e9", b"1e999", b"9" * 5000, b"-1", b"0", b"NaN", b"null", b"true", b"[]", b"{}", b'""',
     b"[" * 10_000, b'{"a":' * 10_000, b'"\\ud800"', b'"\\u0000"', b"\0", b"\xff\xfe",
@@ -102,12 +103,14 @@ def mutate(random: np.random.Generator, content: bytes) -> bytes:
 def attack(tmp_path: Path, watch: Watch) -> Iterator[Callable]:
     """Reads mutations of a file in a folder, each from a fresh copy of the folder."""
 
-    def attack(base: Path, name: str, read: Callable[[Path], Any], *, least: int = 1) -> None:
+    def attack(
+        base: Path, name: str, read: Callable[[Path], Any], *, least: int = 1, count: int = COUNT
+    ) -> None:
         content, refused = (base / name).read_bytes(), 0
         random = np.random.default_rng(len(name))
         read(shutil.copytree(base, tmp_path / "whole"))  # and late imports
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        for number in range(COUNT):
+        for number in range(count):
             folder = shutil.copytree(base, tmp_path / f"mutation-{number}")
             (folder / name).write_bytes(mutate(random, content))
             start, watch.folder = time.process_time(), str(tmp_path)
@@ -186,7 +189,10 @@ def test_runs_that_are_exported(attack: Callable, run: Path, name: str) -> None:
 def test_runs_that_are_resumed(attack: Callable, run: Path, name: str) -> None:
     config = load_run(run).config
     (run / "archive.safetensors").unlink()
-    attack(run, name, lambda folder: runs.sample(config, folder, resume=True), least=0)
+    def read(folder: Path) -> None:
+        runs.sample(config, folder, resume=True)
+
+    attack(run, name, read, least=0, count=SEARCHES)
 
 
 @pytest.mark.slow
@@ -200,7 +206,8 @@ def test_checkpoints_that_are_resumed(attack: Callable, run: Path, name: str) ->
         run,
         str(largest.relative_to(run)),
         lambda folder: runs.sample(config, folder, resume=True),
-        least=5,
+        least=2,
+        count=SEARCHES,
     )
 
 

@@ -138,8 +138,14 @@ def test_torch_dcgan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_three_lines_make_a_dataset(folder: Path) -> None:
+    """A shorter search than `make demo`, of the same config."""
+    (folder / "configs").unlink()
+    shorter = folder / "configs/search/shapes.toml"
+    shorter.parent.mkdir(parents=True)
+    text = (ROOT / "configs/search/shapes.toml").read_text()
+    shorter.write_text(text.replace("generations = 200", "generations = 20"))
     exec(EXAMPLES[DEMO], {})
-    assert len(list((folder / "dataset").glob("*/*.png"))) == 1000
+    assert len(list((folder / "dataset").glob("*/*.png"))) >= 500
 
 
 def test_the_readme_is_short() -> None:
