@@ -1,4 +1,4 @@
-"""One command as two processes of four devices, on one machine."""
+"""One command as two processes of two devices, on one machine."""
 
 import json
 import os
@@ -103,8 +103,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(config: Path) -> Path:
     """A run of two processes, never interrupted."""
     out = config.parent / "run"
-    summary = json.loads(qdgs(2, 4, "sample", config, "--out", out))
-    assert summary["devices"] == 8
+    summary = json.loads(qdgs(2, 2, "sample", config, "--out", out))
+    assert summary["devices"] == 4
     assert summary["coverage"] > 0
     return out
 
@@ -114,14 +114,14 @@ def test_a_run_stopped_by_a_signal_to_one_process_resumes_elsewhere(
     config: Path, tmp_path: Path, run: Path
 ) -> None:
     out, endless = tmp_path / "run", ["--search.generations", "100000"]
-    command = Command(2, 4, "sample", config, "--out", out, *endless)
+    command = Command(2, 2, "sample", config, "--out", out, *endless)
     command.signal(1, signal.SIGTERM, when=out / "metrics.csv", lines=3)
     texts = command.finish(1, 1)
     stopped = int(texts[0].split("Stopped at generation ")[1].split()[0])
     assert all(f"Stopped at generation {stopped} of 100000" in text for text in texts)
     assert (out / "checkpoints" / str(stopped)).is_dir()
 
-    for devices, more in ((8, 4), (1, 8)):
+    for devices, more in ((4, 4), (1, 8)):
         generations = ["--search.generations", str(stopped + more)]
         summary = json.loads(
             qdgs(1, devices, "sample", config, "--out", out, "--resume", *generations)
@@ -141,7 +141,7 @@ def test_a_lost_process_ends_the_other_with_a_sentence_and_the_run_resumes(
     config: Path, tmp_path: Path, run: Path
 ) -> None:
     out, lost = tmp_path / "run", 1
-    command = Command(2, 4, "sample", config, "--out", out, "--search.generations", "100000")
+    command = Command(2, 2, "sample", config, "--out", out, "--search.generations", "100000")
     command.signal(lost, signal.SIGKILL, when=out / "metrics.csv", lines=4)
     codes = [1, 1]
     codes[lost] = -signal.SIGKILL
@@ -153,7 +153,7 @@ def test_a_lost_process_ends_the_other_with_a_sentence_and_the_run_resumes(
     for checkpoint in sorted((out / "checkpoints").iterdir(), key=lambda path: len(path.name))[1:]:
         if checkpoint.name.isdigit() and int(checkpoint.name) > 12:
             pytest.skip("the search was faster than the signal")
-    summary = json.loads(qdgs(2, 4, "sample", config, "--out", out, "--resume"))
+    summary = json.loads(qdgs(2, 2, "sample", config, "--out", out, "--resume"))
     assert (
         summary["archive_sha256"]
         == json.loads((run / "summary.json").read_text())["archive_sha256"]

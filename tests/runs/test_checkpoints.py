@@ -480,7 +480,7 @@ with checkpoints.saving(folder) as save:
 def test_a_killed_process_leaves_the_newest(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     sizes = {"devices": 1, "processes": 1, "port": 0, "folder": str(folder), "process": 0}
-    for number in range(8):
+    for number in range(4):
         code = KILLED.replace("count(1)", f"count({100 * number + 1})")
         with subprocess.Popen(
             [sys.executable, "-c", ELASTIC.format(**sizes) + code], stdout=subprocess.PIPE
