@@ -7,7 +7,8 @@ Method: generators of six families: the built-in VAE (6 latents), a DCGAN of fac
     assets`), further files of generators (--files), a StyleGAN2 with random weights in w+ (4 x 32),
     blobs on gradients with 8 latents, and discs with 2 uniform latents, both written below. The
     config is the README's: one measure by prompts, one function of the image, defaults for the
-    rest. For each generator and each `search.constraint`, and for `seeds`: a search; random samples
+    rest. Coverage of random samples is reported of all, and of those that the search would accept.
+    For each generator and each `search.constraint`, and for `seeds`: a search; random samples
     scored as many times as the search evaluates; and 500 images drawn evenly from the elites, and
     from one random latent of each cell that has any.
     Latents are in distribution if their norms lie within the 0.1 and 99.9 % quantiles of random
@@ -117,13 +118,14 @@ def random_stylegan2() -> Loaded:
         return load(str(Path(folder) / "network"))
 
 
-def generators(files: list[Path]) -> dict[str, Loaded]:
+def generators(files: list[str]) -> dict[str, Loaded]:
     """By name."""
     found = {"shapes VAE": load("shapes-vae")}
     if importlib.util.find_spec("gan_face_generate"):
         found["faces DCGAN"] = load("digiface-dcgan")
-    for path in files:
-        found[path.stem] = load(str(path))
+    for file in files:
+        path, _, classes = file.partition("=")
+        found[Path(path).stem] = load(path, classes=tuple(classes.split(",")) if classes else ())
     return {
         **found, "StyleGAN2 w+": random_stylegan2(), "blobs": blobs(), "discs": discs(),
     }  # fmt: skip
@@ -226,6 +228,7 @@ def measure(name: str, loaded: Loaded, options: argparse.Namespace) -> list[dict
                 "generator": name, "constraint": constraint, "seed": seed,
                 "elites": len(elites),
                 "coverage": found["coverage"], "random_coverage": found["random_coverage"],
+                "accepted_coverage": found["accepted_coverage"],
                 "latents": float(((norms >= least) & (norms <= most)).all(axis=1).mean()),
                 "images": float(typical(render(found["exported"])).mean()) if len(elites) else None,
                 "random_images": float(typical(images[5120:]).mean()),
@@ -257,6 +260,7 @@ def searched(config: Config, loaded: Loaded) -> dict[str, Any]:
     count = config.search.generations * made.evaluations_per_generation
     score = jax.jit(problem.score)
     random_cells: dict[int, np.ndarray] = {}
+    accepted_cells: set[int] = set()
     random_measures = []
     for part in range(-(-count // 1024)):
         key = jax.random.key(1000 + part)
@@ -267,6 +271,8 @@ def searched(config: Config, loaded: Loaded) -> dict[str, Any]:
         cells = np.asarray(made.archive.index_of(jnp.asarray(values)))
         fine = (np.asarray(scores.objective) > made.floor)[: len(values)]
         random_cells |= dict(zip(cells[fine].tolist(), sampled[: len(values)][fine], strict=True))
+        atypical = np.zeros(1024, bool) if scores.atypical is None else np.asarray(scores.atypical)
+        accepted_cells |= set(cells[fine & ~atypical[: len(values)]].tolist())
     random_latents = np.stack([*random_cells.values()])
     drawn, random_drawn = (
         draw_evenly(np.zeros(len(each), int), 1, EXPORTED, config.seed)
@@ -282,6 +288,7 @@ def searched(config: Config, loaded: Loaded) -> dict[str, Any]:
         "random_exported": random_latents[random_drawn],
         "coverage": float(metrics.coverage),
         "random_coverage": len(random_cells) / made.archive.size,
+        "accepted_coverage": len(accepted_cells) / made.archive.size,
         "evenness": [evenness(v, e) for v, e in zip(measures[drawn].T, ends, strict=False)],
         "random_evenness": [evenness(v, e) for v, e in zip(random_values.T, ends, strict=False)],
         "refused": {name: int(value) for name, value in vars(state.refused).items()},
@@ -316,7 +323,7 @@ def line(row: dict[str, Any]) -> str:
     return (
         f"| {row['generator']} | {row['constraint']} | {row['elites']:,} | {row['latents']:.1%} "
         f"| {images} ({row['random_exported']:.1%}, {row['random_images']:.1%}) "
-        f"| {row['coverage']:.1%} ({row['random_coverage']:.1%}) "
+        f"| {row['coverage']:.1%} ({row['random_coverage']:.1%}, {row['accepted_coverage']:.1%}) "
         f"| {even} | {row['refused']} | {row['ranges']} "
         f"| {row['seconds']:.0f} |"
     )
@@ -326,7 +333,9 @@ def main() -> None:
     """Prints a line for each search."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--generators", nargs="*", help="names of some")
-    parser.add_argument("--files", nargs="*", type=Path, default=[], help="more generators")
+    parser.add_argument(
+        "--files", nargs="*", default=[], metavar="FILE[=CLASS,CLASS...]", help="more generators"
+    )
     parser.add_argument("--constraints", nargs="*", default=CONSTRAINTS, choices=CONSTRAINTS)
     parser.add_argument("--generations", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)

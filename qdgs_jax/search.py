@@ -227,6 +227,10 @@ _DEFAULT_RULES = {
 """As published: arXiv 1912.02400, 2205.10752, 2106.03894, and Chang et al. 2024 for the last."""
 
 
+SEEKS_FOR = 30
+"""Generations between restarts if `seek_rare`, since strategies rarely stop by themselves."""
+
+
 def _strategy(config: SearchConfig) -> Strategy:
     """The search distribution over latents."""
     if config.strategy == "cma_es":
@@ -244,6 +248,8 @@ def _strategy(config: SearchConfig) -> Strategy:
 def _rules(config: SearchConfig, archive: Archive) -> Rules:
     """The algorithm's own rules, except for those that `config` sets."""
     default = _DEFAULT_RULES[config.algorithm]
+    if config.seek_rare and default.restart == "basic":
+        default = replace(default, restart=SEEKS_FOR)
     ranker = default.ranker if config.ranker == "auto" else config.ranker
     span = tuple(high - low for low, high in zip(archive.lower, archive.upper, strict=True))
     return Rules(

@@ -67,7 +67,7 @@ class SearchConfig:
     """Parents: `filter`: solutions that the archive accepted; `mu`: the best half."""
     restart: Literal["auto", "basic", "no_improvement"] | Count = "auto"
     """When an emitter restarts: if its strategy stops, if nothing was accepted, or every N
-    generations."""
+    generations, which is 30 by default with `seek_rare`."""
     learning_rate: Fraction = 0.02
     """Archive learning rate alpha (`cma_mae`, `cma_maega`): 0 optimises, 1 explores."""
     constraint: Literal["typical", "latents", "none"] = "typical"

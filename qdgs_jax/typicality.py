@@ -25,7 +25,7 @@ LATENTS = 10_000
 """Random latents that describe a generator's."""
 SAMPLES = 2048
 """Random images that describe a generator's; the last quarter sets the limits alone."""
-REGION = 0.8
+REGION = 0.65
 """Share of random images that count as typical. A search ends near the limits that it is given: in
 the region of 99 %, other features than these find many of its images outside of theirs."""
 SIDE = 16

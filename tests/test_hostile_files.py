@@ -189,6 +189,7 @@ def test_runs_that_are_exported(attack: Callable, run: Path, name: str) -> None:
 def test_runs_that_are_resumed(attack: Callable, run: Path, name: str) -> None:
     config = load_run(run).config
     (run / "archive.safetensors").unlink()
+
     def read(folder: Path) -> None:
         runs.sample(config, folder, resume=True)
 

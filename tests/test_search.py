@@ -380,6 +380,8 @@ def test_options_reach_the_emitter() -> None:
     assert rules.span == (12.0, 12.0)
     assert search.emitter.optimizer == "ascent"
     assert toy(algorithm="cma_me").emitter.rules.restart == "no_improvement"
+    assert toy(algorithm="cma_mae").emitter.rules.restart == 30
+    assert toy(algorithm="cma_mae", seek_rare=False).emitter.rules.restart == "basic"
     assert (search.archive.learning_rate, search.archive.threshold_min) == (0.02, 0.0)
     assert toy(algorithm="cma_me").archive.threshold_min == -math.inf
     assert searches.Search.annealed.fget(search)
