@@ -16,6 +16,7 @@ FILES = {
     "StyleGAN2": "generator: NVIDIA's .pkl, `qdgs convert stylegan2`",
     "DCGAN": "generator: torch.save of any age, safetensors",
     "CLIP": "encoder: Hugging Face folder or hub id, OpenAI's .pt, open_clip, `qdgs convert clip`",
+    "SigLIP": "encoder: Hugging Face folder or hub id; of SigLIP 2 those of one image size",
 }
 """Family of networks -> the files of it that are read."""
 

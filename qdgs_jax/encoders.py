@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeAlias
 
 import huggingface_hub
 import jax
@@ -15,9 +16,10 @@ import jax.numpy as jnp
 from qdgs_jax import files, folders, plugins
 from qdgs_jax.errors import CheckpointError, ConfigError, did_you_mean
 from qdgs_jax.generators import sha256_of
-from qdgs_jax.models import clip
+from qdgs_jax.models import clip, hugging_face, siglip
 from qdgs_jax.models.checkpoint import existing, explained, fingerprint, shown
 from qdgs_jax.models.precision import Precision
+from qdgs_jax.models.tokenizer_files import MAX_FILE, REMEDY, Tokenizer, quiet
 from qdgs_jax.typing import Array, Embeddings, Images, Params
 
 BUILT_IN = {"shapes-clip": Path(__file__).parent / "assets" / "shapes_clip"}
@@ -27,6 +29,9 @@ OPENAI = "openai/clip-vit-base-patch32"
 """Hub id of the tokenizer of OpenAI's and most other CLIPs, for weights that come without one."""
 
 MAX_TEXT = 1 << 12  # characters; 77 tokens have some hundred
+
+Port: TypeAlias = ModuleType
+"""`clip` or `siglip`, which have functions and a tokenizer of the same names."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +62,13 @@ def load(
     allow_code: bool = False,
     gradients: bool = False,
 ) -> tuple[Encoder, Params]:
-    """Loads a CLIP, or calls a function `package.module:function` that returns an `Encoder` and its
-    weights. A CLIP's tokenizer is loaded only when the first text is tokenized.
+    """Loads a CLIP or SigLIP, or calls a function `package.module:function` that returns an
+    `Encoder` and its weights. A tokenizer is loaded only when the first text is tokenized.
 
     Args:
         model: built-in name, path of a file or folder of weights, hub id, or function. A path that
             exists is no function.
-        precision: of a CLIP's matrix products; see `qdgs_jax.models.clip.embed_images`.
+        precision: of a network's matrix products; see `qdgs_jax.models.clip.embed_images`.
         allow_code: whether it may be a function, of which the module is imported.
         gradients: whether a function's encoder must be differentiable.
 
@@ -88,19 +93,20 @@ def load(
             f"path of a checkpoint, a hub id, the name of a built-in, {', '.join(BUILT_IN)}, or a "
             "function 'package.module:function'."
         )
-    weights = clip.find_weights(path or model)
-    config, params = clip.load(weights)
+    weights = hugging_face.find_weights(path or model)
+    port = _port(weights)
+    config, params = port.load(weights)
     mean, std = (jnp.array(values, ndmin=4) for values in (config.pixel_mean, config.pixel_std))
     tokenizer = functools.cache(
-        functools.partial(_load_tokenizer, weights.parent, config.vocabulary_size)
+        functools.partial(_load_tokenizer, port, weights.parent, config.vocabulary_size)
     )
 
     def embed_images(params: Params, images: Images) -> Embeddings:
         pixels = (images - mean) / std
-        return _unit(clip.embed_images(config, params, pixels, precision=precision))
+        return _unit(port.embed_images(config, params, pixels, precision=precision))
 
     def embed_tokens(params: Params, ids: Array) -> Embeddings:
-        return _unit(clip.embed_tokens(config, params, ids, precision=precision))
+        return _unit(port.embed_tokens(config, params, ids, precision=precision))
 
     encoder = Encoder(
         name=path.name if path and model not in BUILT_IN else model,
@@ -108,7 +114,7 @@ def load(
         image_size=config.image_size,
         embed_images=embed_images,
         embed_tokens=embed_tokens,
-        tokenize=lambda texts: _tokenize(weights.parent, tokenizer(), config, texts),
+        tokenize=lambda texts: _tokenize(port, weights.parent, tokenizer(), config, texts),
         unknown_words=lambda text: _unknown_words(weights.parent, tokenizer(), text),
     )
     return encoder, params
@@ -175,10 +181,12 @@ def convert(source: str, folder: Path) -> None:
         folder: to write; `load` takes its path.
 
     Raises:
-        CheckpointError: the weights cannot be read.
+        CheckpointError: the weights cannot be read, or are no CLIP's.
         QDGSError: the folder cannot be written.
     """
-    weights = clip.find_weights(existing(source) or source)
+    weights = hugging_face.find_weights(existing(source) or source)
+    if _port(weights) is siglip:
+        raise CheckpointError(f"{weights} is a SigLIP, not a CLIP: give it as it is to searches.")
     config, params = clip.load(weights)
     with folders.interruptions_explained(folder, again="run the same command again"):
         clip.save(folder, config, params)
@@ -186,7 +194,7 @@ def convert(source: str, folder: Path) -> None:
             if (weights.parent / name).exists():
                 with (
                     explained(weights.parent / name, "fetch it again"),
-                    files.open_regular(weights.parent / name, clip.tokenizer.MAX_FILE) as file,
+                    files.open_regular(weights.parent / name, MAX_FILE) as file,
                 ):
                     content = file.read()
                 files.write(folder / name, content)
@@ -196,11 +204,16 @@ def _unit(embeddings: Array) -> Embeddings:
     return embeddings / jnp.linalg.norm(embeddings, axis=-1, keepdims=True)
 
 
+def _port(weights: Path) -> Port:
+    """What reads a file of weights, by the config.json beside it."""
+    kind = hugging_face.model_type(weights.parent)
+    return siglip if kind in ("siglip", "siglip2") else clip
+
+
 def _tokenize(
-    folder: Path, loaded: tuple[Any, int | None], config: clip.CLIPConfig, texts: list[str]
+    port: Port, folder: Path, tokenizer: Tokenizer, config: Any, texts: list[str]
 ) -> Array:
-    (tokenizer, padding), length = loaded, config.context_length
-    rows = []
+    length, rows = config.context_length, []
     for text in texts:
         if len(text) > MAX_TEXT:
             raise ConfigError(
@@ -213,46 +226,41 @@ def _tokenize(
                 f"The text '{text}' has {len(ids)} tokens, but the encoder reads {length}: "
                 "shorten it, or separate it by `|` into several texts."
             )
-        ends = config.eos_token_id in (clip.LEGACY_EOS, *ids)
-        if not ids or not ends or max(ids) >= config.vocabulary_size:
+        try:
+            rows.append(port.tokenizer.padded(config, ids, tokenizer.padding))
+        except ValueError as error:
             raise CheckpointError(
-                f"The tokenizer in {folder} is of another encoder, which does not end texts by "
-                f"token {config.eos_token_id}: put the tokenizer of these weights there."
-            )
-        # What follows the end is not read; it must not have a higher id, which may mean the end.
-        filler = ids[-1] if padding is None or padding > ids[-1] else padding
-        rows.append([*ids, *[filler] * (length - len(ids))])
+                f"The tokenizer in {folder} is of another encoder, {error}: {REMEDY}."
+            ) from error
     return jnp.array(rows, jnp.int32)
 
 
-def _unknown_words(folder: Path, loaded: tuple[Any, int | None], text: str) -> list[str]:
+def _unknown_words(folder: Path, tokenizer: Tokenizer, text: str) -> list[str]:
     # A vocabulary of words has one token for all other words; one of byte pairs spells them.
-    tokenizer, _ = loaded
-    unknown = getattr(tokenizer.model, "unk_token", None)
     encoding = _encode(folder, tokenizer, text[:MAX_TEXT], special=False)
     return [
         text[start:end]
-        for token, (start, end) in zip(encoding.tokens, encoding.offsets, strict=True)
-        if token == unknown
+        for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
+        if token == tokenizer.unknown
     ]
 
 
-def _encode(folder: Path, tokenizer: Any, text: str, *, special: bool = True) -> Any:
-    remedy = "put the tokenizer of these weights there"
-    with explained(f"The tokenizer in {folder}", remedy), clip.tokenizer.quiet():
-        return tokenizer.encode(text, add_special_tokens=special)
+def _encode(folder: Path, tokenizer: Tokenizer, text: str, *, special: bool = True) -> Any:
+    with explained(f"The tokenizer in {folder}", REMEDY), quiet():
+        return tokenizer.tokens.encode(text, add_special_tokens=special)
 
 
-def _load_tokenizer(folder: Path, vocabulary_size: int) -> tuple[Any, int | None]:
+def _load_tokenizer(port: Port, folder: Path, vocabulary_size: int) -> Tokenizer:
     """The tokenizer beside the weights, or OpenAI's if there is none and its size fits."""
-    if not clip.tokenizer.is_in(folder) and vocabulary_size == clip.CLIPConfig.vocabulary_size:
+    own, openai = port.tokenizer.is_in(folder), clip.CLIPConfig.vocabulary_size
+    if not own and port is clip and vocabulary_size == openai:
         folder = _download_tokenizer(folder)
-    if not clip.tokenizer.is_in(folder):
+    if not port.tokenizer.is_in(folder):
         raise CheckpointError(
-            f"The encoder in {folder} has no tokenizer: put its tokenizer.json, or its vocab.json "
-            "and merges.txt, beside the weights."
+            f"The encoder in {folder} has no tokenizer: put beside the weights "
+            f"{port.tokenizer.NEEDED}."
         )
-    return clip.tokenizer.load(folder, vocabulary_size)
+    return port.tokenizer.load(folder, vocabulary_size)
 
 
 def _download_tokenizer(folder: Path) -> Path:

@@ -1,11 +1,13 @@
 """Encoders from folders: weights, tokenizers, and clear errors if files are missing."""
 
+import base64
 import dataclasses
 import json
 import os
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,7 @@ from qdgs_jax.models import clip
 TOWER = clip.TowerConfig(width=16, layers=1, heads=2, mlp_width=32)
 WORDS = ["[PAD]", "[UNK]", "[BOS]", "[EOS]", "a", "red", "blue", "shape", "."]
 EOS = WORDS.index("[EOS]")
+SIGLIP = Path(__file__).parent / "models/siglip/tiny"
 WEIGHTS = ("config.json", "model.safetensors", "preprocessor_config.json")
 
 
@@ -314,6 +317,10 @@ TEMPLATE = {
     "special_tokens": {},
 }
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+LONG_RULES = {
+    "type": "Precompiled",
+    "precompiled_charsmap": base64.b64encode(bytes(4) + b"x" * 5000 + b"\0").decode(),
+}
 SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
 
 
@@ -326,14 +333,16 @@ SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
         ({"normalizer": in_sequence("normalizers", *[{"type": "Strip"}] * 99)}, "without bounds"),
         ({"pre_tokenizer": in_sequence("pretokenizers", *[BYTES] * 40)}, "without bounds"),
         ({"post_processor": in_sequence("processors", *[TEMPLATE] * 4)}, "without bounds"),
-        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": ""}}, "is none that"),
-        ({"normalizer": {"type": "\n" * 99}}, "is none that a CLIP"),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}, "damaged"),
+        ({"normalizer": LONG_RULES}, "without bounds"),
+        ({"normalizer": {"type": "\n" * 99}}, "is none that is known"),
         ({"pre_tokenizer": {**SPLIT, "pattern": {"Regex": "a" * 5000}}}, "too long"),
         ({"pre_tokenizer": {**SPLIT, "pattern": {"Regex": "("}}}, "damaged"),
         ({"pre_tokenizer": {**SPLIT, "pattern": {"Regex": r"(\w+)+$"}}}, "damaged"),  # for ever
-        ({"model": {"type": "Unigram", "vocab": []}}, "model is none of BPE"),
+        ({"model": {"type": "Rules", "vocab": []}}, "model is none of BPE"),
+        ({"model": {"type": "Unigram", "vocab": []}}, "damaged|of another|has 0"),
         ({"model": {"type": "WordLevel", "vocab": {f"{i}": i for i in range(99)}}}, "knows 9"),
-        ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "a"]] * 99}}, "more merges"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a"]] * 99}}, "than 4 merges"),
         ({"model": {"type": "WordLevel", "vocab": {"a": 2**32 - 1}}}, "damaged|of another"),
         ({"added_tokens": [{}] * 5000}, "adds more"),
         ({"post_processor": None}, r"does not end texts by token 3: put"),
@@ -388,3 +397,33 @@ def test_a_converted_encoder_embeds_alike(folder, tmp_path):
     np.testing.assert_array_equal(
         after.embed_tokens(after_params, ids), before.embed_tokens(before_params, ids)
     )
+
+
+def test_a_siglip_is_an_encoder_too():
+    golden = np.load(SIGLIP / "golden.npz")
+    encoder, params = encoders.load(str(SIGLIP))
+    assert encoder.image_size == 18
+    images = golden["images"].astype(np.float32) / 255
+    ids = encoder.tokenize([str(text) for text in golden["texts"]])
+    np.testing.assert_array_equal(ids, golden["ids"])
+    for name, found in (
+        ("image_embeddings", jax.jit(encoder.embed_images)(params, images)),
+        ("text_embeddings", jax.jit(encoder.embed_tokens)(params, ids)),
+    ):
+        unit = golden[name] / np.linalg.norm(golden[name], axis=-1, keepdims=True)
+        np.testing.assert_allclose(found, unit, atol=1e-5)
+    assert encoder.unknown_words("A red, \u4f60\u597d shape!") == ["\u4f60\u597d"]
+    with pytest.raises(ConfigError, match="tokens, but the encoder reads 24: shorten"):
+        encoder.tokenize(["red " * 24])
+
+
+def test_a_siglip_without_tokenizer_and_its_conversion(tmp_path):
+    for name in WEIGHTS:
+        (tmp_path / name).symlink_to(SIGLIP / name)
+    encoder, _ = encoders.load(str(tmp_path))
+    with pytest.raises(
+        CheckpointError, match=r"no tokenizer: put .* its tokenizer\.json or spiece"
+    ):
+        encoder.tokenize(["red"])
+    with pytest.raises(CheckpointError, match="is a SigLIP, not a CLIP"):
+        encoders.convert(str(tmp_path), tmp_path / "converted")

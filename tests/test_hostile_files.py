@@ -162,6 +162,16 @@ def test_encoders(attack: Callable, name: str) -> None:
     attack(ASSETS / "shapes_clip", name, read, least=0)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "spiece.model"])
+def test_siglips(attack: Callable, name: str) -> None:
+    def read(folder: Path) -> None:
+        encoder, params = encoders.load(str(folder))
+        encoder.embed_tokens(params, encoder.tokenize(["A red shape."]))
+
+    attack(Path(__file__).parent / "models/siglip/tiny", name, read, least=0)
+
+
 def test_configs(attack: Callable, tmp_path: Path, toy_config: Config) -> None:
     (tmp_path / "base").mkdir()
     save_config(tmp_path / "base/config.toml", toy_config)

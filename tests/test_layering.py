@@ -16,7 +16,7 @@ ORDER = [
     "evaluation", "shapes", "experiments", "catalogue", "named_config", "terminal", "cli",
     "__main__",
 ]  # fmt: skip
-PORTS = {"clip", "dcgan", "stylegan2", "tfjs", "vae"}
+PORTS = {"clip", "dcgan", "siglip", "stylegan2", "tfjs", "vae"}
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -38,13 +38,17 @@ def name_format(head: bytes) -> UnreadableError | None:
 
 
 _REMEDIES = {
-    "encoder": "give a CLIP such as openai/clip-vit-base-patch32",
+    "encoder": "give a CLIP such as openai/clip-vit-base-patch32, or a SigLIP such as "
+    "google/siglip-base-patch16-224",
     "generator": "give a shapes VAE, a DCGAN, or a StyleGAN2 in a .pkl of NVIDIA's PyTorch code",
 }
 
 _FOREIGN: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("vision_model.head.probe",), "a SigLIP"),
-    (("visual.trunk.attn_pool.latent",), "a SigLIP"),
+    (
+        ("vision_model.head.probe",),
+        "a SigLIP, which is read as an encoder with the config.json of its folder",
+    ),
+    (("visual.trunk.attn_pool.latent",), "a SigLIP in the layout of open_clip, which is not read"),
     (("visual.blocks.0.norm1.weight",), "an EVA-CLIP"),
     (("visual.trunk.cls_token",), "a CLIP with an image tower of timm's, such as EVA"),
     (("visual.trunk.stem.0.weight",), "a CLIP with an image tower of timm's"),

@@ -18,12 +18,12 @@ from qdgs_jax.models.clip import tokenizer
 from qdgs_jax.models.clip.modeling import (
     LEGACY_EOS,
     CLIPConfig,
-    TowerConfig,
     embed_images,
     embed_tokens,
     init,
 )
-from qdgs_jax.models.clip.params import find_weights, load, save
+from qdgs_jax.models.clip.params import load, save
+from qdgs_jax.models.layers.transformer import TowerConfig
 
 __all__ = [
     "LEGACY_EOS",
@@ -31,7 +31,6 @@ __all__ = [
     "TowerConfig",
     "embed_images",
     "embed_tokens",
-    "find_weights",
     "init",
     "load",
     "save",

@@ -3,16 +3,16 @@
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
-from qdgs_jax.models.clip.modeling import LEGACY_EOS, CLIPConfig, TowerConfig
-
-Three: TypeAlias = tuple[float, float, float]
+from qdgs_jax.models.clip.modeling import LEGACY_EOS, CLIPConfig
+from qdgs_jax.models.hugging_face import count, mean_and_std, processed_pixels, shown, tower
+from qdgs_jax.models.layers.transformer import TowerConfig
 
 _HEAD_WIDTH = 64  # of all of OpenAI's CLIPs, and open_clip's default
-_MAX_COUNT = 1 << 20
+_PIXELS = CLIPConfig.pixel_mean, CLIPConfig.pixel_std
 _ANY = object()
 _OPEN_CLIP_MODEL = dict.fromkeys(
     ("embed_dim", "quick_gelu", "vision_cfg", "text_cfg",
@@ -49,30 +49,23 @@ def from_hugging_face(model: Mapping[str, Any], processor: Mapping[str, Any]) ->
         ValueError, TypeError: They do not describe a CLIP.
     """
     if model.get("model_type", "clip") != "clip":
-        raise ValueError(f"its model_type is {_shown(model['model_type'])}, not 'clip'")
+        raise ValueError(f"its model_type is {shown(model['model_type'])}, not 'clip'")
     default = CLIPConfig()
     # Old files keep the values that differ from the defaults in `..._dict`, which takes precedence.
     vision = {**(model.get("vision_config") or {}), **(model.get("vision_config_dict") or {})}
     text = {**(model.get("text_config") or {}), **(model.get("text_config_dict") or {})}
-    vocabulary_size = _count(text, "vocab_size", default.vocabulary_size)
+    vocabulary_size = count(text, "vocab_size", default.vocabulary_size)
     eos = text.get("eos_token_id", 49407)  # the default of transformers
     if type(eos) is not int or not 0 <= eos < vocabulary_size:
-        raise ValueError(f"its eos_token_id is {_shown(eos)}, not one of {vocabulary_size} numbers")
-    mean, std = _pixels(processor, "image_mean", "image_std")
-    # Pixels are in [0, 1] here, which is 1 / 255 of what a processor rescales.
-    scale = 255 * _number(processor, "rescale_factor", 1 / 255)
-    scale = scale if processor.get("do_rescale", True) else 255
-    if not processor.get("do_normalize", True):
-        mean, std = (0.0,) * 3, (1.0,) * 3
-    if not math.isclose(scale, 1, rel_tol=1e-6):
-        mean, std = _over(mean, scale), _over(std, scale)
+        raise ValueError(f"its eos_token_id is {shown(eos)}, not one of {vocabulary_size} numbers")
+    mean, std = processed_pixels(processor, _PIXELS)
     return CLIPConfig(
-        vision=_tower(vision, default.vision),
-        text=_tower(text, default.text),
-        embedding_size=_count(model, "projection_dim", default.embedding_size),
-        image_size=_count(vision, "image_size", default.image_size),
-        patch_size=_count(vision, "patch_size", default.patch_size),
-        context_length=_count(text, "max_position_embeddings", default.context_length),
+        vision=tower(vision, default.vision),
+        text=tower(text, default.text),
+        embedding_size=count(model, "projection_dim", default.embedding_size),
+        image_size=count(vision, "image_size", default.image_size),
+        patch_size=count(vision, "patch_size", default.patch_size),
+        context_length=count(text, "max_position_embeddings", default.context_length),
         vocabulary_size=vocabulary_size,
         eos_token_id=eos,
         pixel_mean=mean,
@@ -136,23 +129,23 @@ def from_openai(
     ):
         for key, value in options.items():
             if value and known.get(key, not value) not in (_ANY, value):
-                raise ValueError(f"open_clip's {key[:40]} = {_shown(value)} is unsupported")
+                raise ValueError(f"open_clip's {key[:40]} = {shown(value)} is unsupported")
     quick = open_clip is None or described.get("quick_gelu")
-    mean, std = _pixels((open_clip or {}).get("preprocess_cfg", {}), "mean", "std")
+    mean, std = mean_and_std((open_clip or {}).get("preprocess_cfg", {}), "mean", "std", _PIXELS)
 
-    def tower(prefix: str, width: int, heads: int) -> TowerConfig:
+    def tower_of(prefix: str, width: int, heads: int) -> TowerConfig:
         blocks = [re.match(rf"{re.escape(prefix)}\.resblocks\.(\d{{1,4}})\.", k) for k in tensors]
         layers = 1 + max((int(match[1]) for match in blocks if match), default=-1)
         mlp_width = tensors[f"{prefix}.resblocks.0.mlp.c_fc.weight"].shape[0]
         return TowerConfig(width, layers, heads, mlp_width, "quick_gelu" if quick else "gelu")
 
-    head_width = _count(vision, "head_width", _HEAD_WIDTH)
+    head_width = count(vision, "head_width", _HEAD_WIDTH)
     width, _, patch_size, _ = tensors["visual.conv1.weight"].shape
     grid = math.isqrt(tensors["visual.positional_embedding"].shape[0] - 1)
     context_length, text_width = tensors["positional_embedding"].shape
     return CLIPConfig(
-        vision=tower("visual.transformer", width, width // head_width),
-        text=tower("transformer", text_width, _count(text, "heads", text_width // _HEAD_WIDTH)),
+        vision=tower_of("visual.transformer", width, width // head_width),
+        text=tower_of("transformer", text_width, count(text, "heads", text_width // _HEAD_WIDTH)),
         embedding_size=tensors["text_projection"].shape[1],
         image_size=grid * patch_size,
         patch_size=patch_size,
@@ -161,57 +154,6 @@ def from_openai(
         eos_token_id=LEGACY_EOS,
         pixel_mean=mean,
         pixel_std=std,
-    )
-
-
-def _pixels(options: Mapping[str, Any], mean: str, std: str) -> tuple[Three, Three]:
-    """Mean and standard deviation of the pixels, three numbers each; OpenAI's by default."""
-    default = CLIPConfig()
-    values = options.get(mean, default.pixel_mean), options.get(std, default.pixel_std)
-    for value in values:
-        if not isinstance(value, list | tuple) or len(value) != 3 or not all(map(_finite, value)):
-            raise ValueError(f"its {mean} or {std} is {_shown(value)}, not three numbers")
-    if min(values[1]) <= 0:
-        raise ValueError(f"its {std} is {_shown(values[1])}, but divides pixels")
-    (red, green, blue), (reds, greens, blues) = values
-    return (red, green, blue), (reds, greens, blues)
-
-
-def _over(values: Three, scale: float) -> Three:
-    red, green, blue = values
-    return red / scale, green / scale, blue / scale
-
-
-def _count(options: Mapping[str, Any], key: str, default: int) -> int:
-    value = options.get(key, default)
-    if type(value) is not int or not 0 < value <= _MAX_COUNT:
-        raise ValueError(f"its {key} is {_shown(value)}, not a count up to {_MAX_COUNT}")
-    return value
-
-
-def _number(options: Mapping[str, Any], key: str, default: float) -> float:
-    value = options.get(key, default)
-    if not _finite(value) or value <= 0:
-        raise ValueError(f"its {key} is {_shown(value)}, not a number above 0")
-    return value
-
-
-def _finite(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e9
-
-
-def _shown(value: Any) -> str:
-    return ascii(value)[:40]
-
-
-def _tower(values: Mapping[str, Any], default: TowerConfig) -> TowerConfig:
-    return TowerConfig(
-        width=_count(values, "hidden_size", default.width),
-        layers=_count(values, "num_hidden_layers", default.layers),
-        heads=_count(values, "num_attention_heads", default.heads),
-        mlp_width=_count(values, "intermediate_size", default.mlp_width),
-        hidden_act=values.get("hidden_act", default.hidden_act),
-        layer_norm_eps=_number(values, "layer_norm_eps", default.layer_norm_eps),
     )
 
 

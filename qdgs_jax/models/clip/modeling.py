@@ -5,49 +5,30 @@ Both are pre-norm transformers. Axes: N batch, T tokens, C width, E embedding.
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from qdgs_jax.models.layers.transformer import Block, TowerConfig, dense, norm, patches
 from qdgs_jax.models.precision import Precision, activation_dtype, matmul_precision, widen
 from qdgs_jax.typing import Array, Key, Params
 
 LEGACY_EOS = 2
 """OpenAI's configs have this id by mistake; it means that the highest id of a text ends it."""
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # weights trained by OpenAI
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),  # most others
-}
 
-
-@dataclasses.dataclass(frozen=True)
-class TowerConfig:
-    """The size of one transformer."""
-
-    width: int
-    layers: int
-    heads: int
-    mlp_width: int
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-
-    def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
-        if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"hidden_act {self.hidden_act!r} is none of {sorted(ACTIVATIONS)}")
+_VISION = TowerConfig(width=768, layers=12, heads=12, mlp_width=3072)
+_TEXT = TowerConfig(width=512, layers=12, heads=8, mlp_width=2048)
 
 
 @dataclasses.dataclass(frozen=True)
 class CLIPConfig:
     """Everything about a CLIP but its weights; the defaults are OpenAI's ViT-B/32."""
 
-    vision: TowerConfig = TowerConfig(width=768, layers=12, heads=12, mlp_width=3072)
-    text: TowerConfig = TowerConfig(width=512, layers=12, heads=8, mlp_width=2048)
+    vision: TowerConfig = _VISION
+    text: TowerConfig = _TEXT
     embedding_size: int = 512
     image_size: int = 224
     patch_size: int = 32
@@ -65,52 +46,6 @@ class CLIPConfig:
             )
 
 
-class Attention(nn.Module):
-    """Multi-head attention of the first Q tokens to all T: [N, T, C] -> [N, Q, C]."""
-
-    config: TowerConfig
-    causal: bool
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x: Array, kept: int) -> Array:
-        width, heads = self.config.width, self.config.heads
-        dense = _dense(self.dtype)
-
-        def project(name: str, x: Array) -> Array:  # [N, T, heads, C / heads]
-            projected = dense(width, width**-0.5, name=name)(x)
-            return projected.reshape(*x.shape[:2], heads, width // heads)
-
-        # This function computes logits and softmax in float32 whatever its arguments' dtype.
-        mixed = jax.nn.dot_product_attention(
-            project("query", x[:, :kept]), project("key", x), project("value", x),
-            is_causal=self.causal,
-        )  # fmt: skip
-        std = (2 * self.config.layers * width) ** -0.5
-        return dense(width, std, name="out")(mixed.reshape(len(x), kept, width))
-
-
-class Block(nn.Module):
-    """A residual attention block, [N, T, C] -> [N, T, C], or its first `kept` tokens alone."""
-
-    config: TowerConfig
-    causal: bool
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x: Array, kept: int | None = None) -> Array:
-        config, dense = self.config, _dense(self.dtype)
-        kept = x.shape[1] if kept is None else kept
-        normed = _norm(config, self.dtype, "norm1")(x)
-        attention = Attention(config, self.causal, self.dtype, name="attention")
-        x = x[:, :kept] + attention(normed, kept)
-        hidden = _norm(config, self.dtype, "norm2")(x)
-        hidden = dense(config.mlp_width, (2 * config.width) ** -0.5, name="up")(hidden)
-        hidden = ACTIVATIONS[config.hidden_act](hidden)
-        std = (2 * config.layers * config.width) ** -0.5
-        return x + dense(config.width, std, name="down")(hidden)
-
-
 class VisionTower(nn.Module):
     """Normalised pixels [N, H, W, 3] -> [N, E]."""
 
@@ -120,22 +55,22 @@ class VisionTower(nn.Module):
     @nn.compact
     def __call__(self, pixel_values: Array) -> Array:
         config, tower = self.config, self.config.vision
-        std, dense = tower.width**-0.5, _dense(self.dtype)
-        patches = _patches(pixel_values, config.patch_size)
-        x = dense(tower.width, 0.02, use_bias=False, name="patch_embedding")(patches)
+        std, linear = tower.width**-0.5, dense(self.dtype)
+        x = patches(pixel_values, config.patch_size)
+        x = linear(tower.width, 0.02, use_bias=False, name="patch_embedding")(x)
         normal = nn.initializers.normal(std)
         class_token = self.param("class_embedding", normal, (tower.width,))
         class_tokens = jnp.broadcast_to(class_token.astype(x.dtype), (len(x), 1, tower.width))
         x = jnp.concatenate([class_tokens, x], axis=1)
         position = self.param("position_embedding", normal, (x.shape[1], tower.width))
         x = x + position[None].astype(x.dtype)
-        x = _norm(tower, self.dtype, "norm_pre")(x)
+        x = norm(tower, self.dtype, "norm_pre")(x)
         for i in range(tower.layers):
             # Of the last block, only what makes the class token is of use.
             kept = 1 if i == tower.layers - 1 else None
             x = Block(tower, causal=False, dtype=self.dtype, name=f"block{i}")(x, kept)
-        pooled = _norm(tower, self.dtype, "norm_post")(x[:, 0])
-        return dense(config.embedding_size, std, use_bias=False, name="projection")(pooled)
+        pooled = norm(tower, self.dtype, "norm_post")(x[:, 0])
+        return linear(config.embedding_size, std, use_bias=False, name="projection")(pooled)
 
 
 class TextTower(nn.Module):
@@ -163,12 +98,10 @@ class TextTower(nn.Module):
         x = x + position[None, : input_ids.shape[1]].astype(x.dtype)
         for i in range(tower.layers):
             x = Block(tower, causal=True, dtype=self.dtype, name=f"block{i}")(x)
-        x = _norm(tower, self.dtype, "norm_post")(x)
+        x = norm(tower, self.dtype, "norm_post")(x)
         pooled = x[jnp.arange(len(x)), end_of_text(config, input_ids)]
-        std = tower.width**-0.5
-        return _dense(self.dtype)(config.embedding_size, std, use_bias=False, name="projection")(
-            pooled
-        )
+        std, linear = tower.width**-0.5, dense(self.dtype)
+        return linear(config.embedding_size, std, use_bias=False, name="projection")(pooled)
 
 
 class CLIP(nn.Module):
@@ -258,23 +191,3 @@ def end_of_text(config: CLIPConfig, input_ids: Array) -> Array:
     if config.eos_token_id == LEGACY_EOS:
         return jnp.argmax(input_ids, axis=1)
     return jnp.argmax(input_ids == config.eos_token_id, axis=1)
-
-
-def _patches(images: Array, size: int) -> Array:
-    """[N, H, W, 3] -> [N, patches, size * size * 3]: a strided convolution is then a product."""
-    n, height, width, channels = images.shape
-    grid = images.reshape(n, height // size, size, width // size, size, channels)
-    return grid.transpose(0, 1, 3, 2, 4, 5).reshape(n, -1, size * size * channels)
-
-
-def _dense(dtype: Any) -> Callable[..., nn.Dense]:
-    def dense(features: int, std: float, *, use_bias: bool = True, name: str) -> nn.Dense:
-        kernel_init = nn.initializers.normal(std)
-        return nn.Dense(features, use_bias, dtype, kernel_init=kernel_init, name=name)
-
-    return dense
-
-
-def _norm(config: TowerConfig, dtype: Any, name: str) -> nn.LayerNorm:
-    # The fast variance E[x^2] - E[x]^2 cancels; statistics are float32 whatever the dtype.
-    return nn.LayerNorm(config.layer_norm_eps, dtype, use_fast_variance=False, name=name)

@@ -1,8 +1,6 @@
-"""A CLIP's tokenizer beside its weights, held to parts that cost no more than their text."""
+"""CLIP's tokenizer beside its weights."""
 
 import contextlib
-import json
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,32 +9,22 @@ from typing import Any
 import tokenizers
 
 from qdgs_jax import files
-from qdgs_jax.errors import CheckpointError
 from qdgs_jax.models.checkpoint import explained, read_json
-from qdgs_jax.models.pickles import UnreadableError
+from qdgs_jax.models.clip.modeling import LEGACY_EOS, CLIPConfig
+from qdgs_jax.models.tokenizer_files import (
+    MAX_FILE,
+    REMEDY,
+    Tokenizer,
+    check_sizes,
+    checked_size,
+    from_parts,
+    quiet,
+    special_id,
+    unknown_id,
+)
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
-
-MAX_FILE = 16 << 20  # bytes; OpenAI's has 4 MB
-MAX_PARTS = 64
-MAX_GROWTH = 1 << 12
-"""By how much all parts together may lengthen a text; OpenAI's count as 216."""
-MAX_ADDED = 1 << 12  # tokens beside the vocabulary
-MAX_PATTERN = 1 << 10  # characters of a regular expression
-
-_MODELS = ("BPE", "WordLevel", "WordPiece")
-_LISTS = {"normalizers", "pretokenizers", "processors"}
-_GROWTH = {
-    # normalizers
-    "BertNormalizer": 12, "Lowercase": 3, "NFC": 3, "NFD": 4, "NFKC": 18, "NFKD": 18, "Strip": 1,
-    "StripAccents": 1,
-    # pre-tokenizers
-    "BertPreTokenizer": 1, "ByteLevel": 4, "CharDelimiterSplit": 1, "Digits": 1, "Metaspace": 4,
-    "Punctuation": 1, "Split": 1, "Whitespace": 1, "WhitespaceSplit": 1,
-    # post-processors
-    "BertProcessing": 3, "RobertaProcessing": 3,
-}  # fmt: skip
-"""Parts that are read -> how often they lengthen a text at most; others are computed or refused."""
+NEEDED = "its tokenizer.json, or its vocab.json and merges.txt"
 
 
 def is_in(folder: Path) -> bool:
@@ -46,124 +34,47 @@ def is_in(folder: Path) -> bool:
     )
 
 
-def load(folder: Path, vocabulary_size: int) -> tuple[tokenizers.Tokenizer, int | None]:
-    """A folder's tokenizer, which neither cuts nor pads.
+def load(folder: Path, vocabulary_size: int) -> Tokenizer:
+    """A folder's tokenizer.
 
     Args:
         folder: With tokenizer.json, or with vocab.json and merges.txt.
         vocabulary_size: Of the encoder.
 
-    Returns:
-        The tokenizer, and the id that pads texts, where the folder says so.
-
     Raises:
         CheckpointError: It is damaged, hostile, or of another encoder.
     """
-    remedy = "put the tokenizer of these weights there"
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"model": {}}
     if (folder / "tokenizer.json").exists():
         values = read_json(folder / "tokenizer.json", MAX_FILE)
-        with explained(folder / "tokenizer.json", remedy), quiet():
-            tokenizer = _from_parts(values, vocabulary_size)
+        with explained(folder / "tokenizer.json", REMEDY), quiet():
+            tokens = from_parts(values, vocabulary_size)
     else:
         vocabulary = read_json(folder / "vocab.json", MAX_FILE)
-        with explained(folder / "merges.txt", remedy), quiet():
+        with explained(folder / "merges.txt", REMEDY), quiet():
             with files.open_regular(folder / "merges.txt", MAX_FILE) as file:
                 merges = file.read(MAX_FILE).decode("utf-8").splitlines()
-            _check_sizes(vocabulary, merges, vocabulary_size)
-            tokenizer = _from_merges(vocabulary, merges)
-    size = tokenizer.get_vocab_size()
-    if size != vocabulary_size:
-        raise CheckpointError(
-            f"The tokenizer in {folder} has {size} tokens, but the encoder knows "
-            f"{vocabulary_size}: {remedy}."
-        )
-    return tokenizer, _padding(folder, tokenizer, values)
+            check_sizes(vocabulary, merges, vocabulary_size)
+            tokens = _from_merges(vocabulary, merges)
+    checked_size(tokens, folder, vocabulary_size)
+    padding = special_id(folder, tokens, "pad_token")
+    if padding is None:
+        padding = _own_padding(values, vocabulary_size)
+    return Tokenizer(tokens, padding, unknown_id(tokens, values["model"]))
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without what Rust writes to the terminal about its panics, which become exceptions."""
-    try:
-        terminal, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    except OSError:  # there is no terminal
-        yield
-        return
-    try:
-        os.dup2(nothing, 2)
-        yield
-    finally:
-        os.dup2(terminal, 2)
-        os.close(terminal)
-        os.close(nothing)
+def padded(config: CLIPConfig, ids: list[int], padding: int | None) -> list[int]:
+    """A text's ids, of which there are not too many, as many as the encoder reads.
 
-
-def _from_parts(values: dict[str, Any], vocabulary_size: int) -> tokenizers.Tokenizer:
-    """What a tokenizer.json describes."""
-    model = values["model"]
-    if model.get("type", "BPE") not in _MODELS:
-        raise UnreadableError(f"its model is none of {', '.join(_MODELS)}")
-    _check_sizes(model["vocab"], model.get("merges") or [], vocabulary_size)
-    added = values.get("added_tokens") or []
-    if len(added) > MAX_ADDED:
-        raise UnreadableError(f"it adds more than {MAX_ADDED} tokens")
-    growth = [
-        _growth(part)
-        for key in ("normalizer", "pre_tokenizer", "post_processor")
-        for part in _parts(values.get(key))
-    ]
-    if len(growth) > MAX_PARTS or math.prod(growth) > MAX_GROWTH:
-        raise UnreadableError("its parts lengthen texts without bounds")
-    kept = ("version", "normalizer", "pre_tokenizer", "post_processor")
-    parts = {key: values.get(key) for key in kept}
-    # Dropout is for training; one without it has the text's own tokens.
-    own = {**model, "dropout": None} if "merges" in model else model
-    unused = {"truncation": None, "padding": None, "decoder": None}
-    return tokenizers.Tokenizer.from_str(
-        json.dumps({**unused, **parts, "added_tokens": added, "model": own})
-    )
-
-
-def _parts(part: Any) -> Iterator[dict[str, Any]]:
-    """A part of a tokenizer, or the parts of a sequence of parts."""
-    if part is None:
-        return
-    lists = [value for key, value in part.items() if key in _LISTS]
-    if part["type"] == "Sequence" and len(lists) == 1:
-        for inner in lists[0]:
-            yield from _parts(inner)
-    else:
-        yield part
-
-
-def _growth(part: dict[str, Any]) -> int:
-    """How often a part lengthens a text at most."""
-    pattern = part.get("pattern")
-    if isinstance(pattern, dict) and len(str(pattern.get("Regex", ""))) > MAX_PATTERN:
-        raise UnreadableError("one of its regular expressions is too long")
-    kind = part["type"]
-    match kind:
-        case "Replace":
-            return 1 + len(part["content"])
-        case "Prepend":
-            return 1 + len(part["prepend"])
-        case "TemplateProcessing":
-            ids = [len(token["ids"]) for token in part["special_tokens"].values()]
-            return len(part["single"]) * max(1, *ids, 1)
-    if kind not in _GROWTH:
-        raise UnreadableError(f"its part {ascii(kind)[:40]} is none that a CLIP's tokenizer has")
-    return _GROWTH[kind]
-
-
-def _check_sizes(vocabulary: Any, merges: Any, vocabulary_size: int) -> None:
-    if not isinstance(vocabulary, dict) or not isinstance(merges, list):
-        raise UnreadableError("its vocabulary is malformed")
-    if len(vocabulary) > vocabulary_size:
-        raise UnreadableError(
-            f"it has {len(vocabulary)} tokens, but the encoder knows {vocabulary_size}"
-        )
-    if len(merges) > len(vocabulary) + 1:  # the first line is a comment
-        raise UnreadableError("it has more merges than tokens")
+    Raises:
+        ValueError: they are of another encoder; the message says why.
+    """
+    ends = config.eos_token_id in (LEGACY_EOS, *ids)
+    if not ids or not ends or max(ids) >= config.vocabulary_size:
+        raise ValueError(f"which does not end texts by token {config.eos_token_id}")
+    # What follows the end is not read; it must not have a higher id, which may mean the end.
+    filler = ids[-1] if padding is None or padding > ids[-1] else padding
+    return [*ids, *[filler] * (config.context_length - len(ids))]
 
 
 def _from_merges(vocabulary: dict[str, Any], lines: list[str]) -> tokenizers.Tokenizer:
@@ -175,18 +86,11 @@ def _from_merges(vocabulary: dict[str, Any], lines: list[str]) -> tokenizers.Tok
         return CLIPTokenizer(vocab=vocabulary, merges=merges).backend_tokenizer
 
 
-def _padding(folder: Path, tokenizer: tokenizers.Tokenizer, values: dict[str, Any]) -> int | None:
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (folder / name).exists():
-            token = read_json(folder / name).get("pad_token")
-            token = token.get("content") if isinstance(token, dict) else token
-            if isinstance(token, str) and tokenizer.token_to_id(token) is not None:
-                return tokenizer.token_to_id(token)
+def _own_padding(values: dict[str, Any], vocabulary_size: int) -> int | None:
+    """The padding of a tokenizer.json."""
     padding = values.get("padding")
     padding = padding.get("pad_id") if isinstance(padding, dict) else None
-    return (
-        padding if type(padding) is int and padding in range(tokenizer.get_vocab_size()) else None
-    )
+    return padding if type(padding) is int and padding in range(vocabulary_size) else None
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
-"""The towers compared with equations written out in numpy, and the contract with callers."""
+"""Exact gradients, precision, and the contract with callers."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -9,72 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.special import erf
 
 from qdgs_jax.models import clip
 from qdgs_jax.models.clip import modeling
 
-ROUNDING = 1e-5  # float32 against float64, over one block
+ROUNDING = 1e-5  # of float32, over one tower
 
 
 def close(actual: Any, desired: np.ndarray, tolerance: float = ROUNDING) -> bool:
     error = np.linalg.norm(np.asarray(actual, np.float64) - desired)
     return bool(error <= tolerance * np.linalg.norm(desired))
-
-
-def norm(weights: Any, x: np.ndarray) -> np.ndarray:
-    centred = x - x.mean(-1, keepdims=True)
-    normed = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
-    return normed * weights["scale"] + weights["bias"]
-
-
-def dense(weights: Any, x: np.ndarray) -> np.ndarray:
-    return x @ weights["kernel"] + weights["bias"]
-
-
-def attention(weights: Any, x: np.ndarray, heads: int, causal: bool) -> np.ndarray:
-    """One row, one head, one token at a time."""
-    query, key, value = (dense(weights[name], x) for name in ("query", "key", "value"))
-    size = x.shape[-1] // heads
-    mixed = np.zeros_like(x)
-    for n, t, head in np.ndindex(x.shape[0], x.shape[1], heads):
-        seen, part = slice(t + 1 if causal else None), slice(head * size, (head + 1) * size)
-        logits = key[n, seen, part] @ query[n, t, part] / np.sqrt(size)
-        weight = np.exp(logits - logits.max())
-        mixed[n, t, part] = weight / weight.sum() @ value[n, seen, part]
-    return dense(weights["out"], mixed)
-
-
-GELU: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
-    "gelu": lambda x: x * (1 + erf(x / np.sqrt(2))) / 2,
-}
-
-
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
-def test_block(config: clip.CLIPConfig, params: Any, causal: bool, activation: str) -> None:
-    tower = dataclasses.replace(config.vision, hidden_act=activation)
-    x = np.random.default_rng(2).normal(size=(2, 5, tower.width))
-    w = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params["vision"]["block0"])
-    desired = x + attention(w["attention"], norm(w["norm1"], x), tower.heads, causal)
-    hidden = GELU[activation](dense(w["up"], norm(w["norm2"], desired)))
-    desired = desired + dense(w["down"], hidden)
-
-    block = modeling.Block(tower, causal)
-    actual = block.apply({"params": params["vision"]["block0"]}, jnp.asarray(x, jnp.float32))
-    assert close(actual, desired)
-
-
-def test_patches_are_the_convolution(config: clip.CLIPConfig, pixel_values: np.ndarray) -> None:
-    kernel = np.random.default_rng(3).normal(size=(4, 4, 3, 5))
-    desired = [
-        np.einsum("nhwc,hwcf->nf", pixel_values[:, i : i + 4, j : j + 4], kernel)
-        for i in range(0, 16, 4)
-        for j in range(0, 16, 4)
-    ]
-    patches = modeling._patches(jnp.asarray(pixel_values), config.patch_size)
-    assert close(patches @ kernel.reshape(-1, 5), np.stack(desired, axis=1))
 
 
 def test_end_of_text(config: clip.CLIPConfig) -> None:
@@ -165,12 +109,8 @@ def test_bf16_casts_weights_and_activations(
 
 def test_config_is_checked_and_hashable(config: clip.CLIPConfig) -> None:
     assert hash(config) == hash(dataclasses.replace(config))
-    with pytest.raises(ValueError, match="heads"):
-        dataclasses.replace(config.vision, heads=5)
     with pytest.raises(ValueError, match="patch_size"):
         dataclasses.replace(config, patch_size=5)
-    with pytest.raises(ValueError, match="relu"):
-        dataclasses.replace(config.text, hidden_act="relu")
 
 
 def test_wrong_shapes(config: clip.CLIPConfig, params: Any) -> None:

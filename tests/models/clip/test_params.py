@@ -351,8 +351,8 @@ def test_other_names_of_weights(folder: Path, params: Any, name: str) -> None:
 @pytest.mark.parametrize(
     ("names", "what"),
     [
-        (["vision_model.head.probe", "logit_bias"], "a SigLIP: give a CLIP"),
-        (["visual.trunk.attn_pool.latent"], "a SigLIP: give a CLIP"),
+        (["vision_model.head.probe", "logit_bias"], "a SigLIP, .* with the config.json"),
+        (["visual.trunk.attn_pool.latent"], "a SigLIP in the layout of open_clip, .* give a CLIP"),
         (["visual.blocks.0.norm1.weight", "visual.pos_embed"], "an EVA-CLIP: give a CLIP"),
         (["visual.trunk.cls_token"], "such as EVA: give a CLIP"),
         (["teacher.backbone.cls_token", "teacher.backbone.blocks.0.attn.qkv.weight"], "DINO: give"),
@@ -368,7 +368,9 @@ def test_other_networks_are_named(tmp_path: Path, names: list[str], what: str) -
 
 def test_a_folder_of_another_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "dinov2"}')
-    with pytest.raises(CheckpointError, match="holds no CLIP but 'dinov2': give a folder with"):
+    with pytest.raises(
+        CheckpointError, match="holds no CLIP or SigLIP but 'dinov2': give a folder with"
+    ):
         clip.load(tmp_path)
 
 
