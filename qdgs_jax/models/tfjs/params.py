@@ -7,6 +7,7 @@ to uint8 or uint16 with `scale` and `min`.
 
 import base64
 import graphlib
+import hashlib
 import math
 import re
 from pathlib import Path
@@ -47,9 +48,9 @@ def load(path: str | Path) -> tuple[Graph, Params]:
                 "it is no graph model of TensorFlow.js",
                 "convert the model by `tensorflowjs_converter --output_format=tfjs_graph_model`",
             )
-        weights = _read_weights(path, values["weightsManifest"])
+        weights, sha256 = _read_weights(path, values["weightsManifest"])
         nodes = _read_nodes(values["modelTopology"]["node"], weights)
-        graph = _graph(nodes, values.get("signature"), weights)
+        graph = _graph(nodes, values.get("signature"), weights, sha256)
     floats = {
         name: jnp.asarray(each, jnp.float32)
         for name, each in weights.items()
@@ -58,13 +59,15 @@ def load(path: str | Path) -> tuple[Graph, Params]:
     return graph, floats
 
 
-def _read_weights(path: Path, manifest: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Arrays by name, floats as float32."""
+def _read_weights(path: Path, manifest: list[dict[str, Any]]) -> tuple[dict[str, np.ndarray], str]:
+    """Arrays by name, floats as float32, and the SHA-256 of their files."""
     weights: dict[str, np.ndarray] = {}
+    digest = hashlib.sha256()
     if sum(len(group["paths"]) for group in manifest) > MAX_FILES:
         raise UnreadableError(f"it names more than {MAX_FILES} files")
     for group in manifest:
         content = b"".join(_read_file(path, name) for name in group["paths"])
+        digest.update(content)
         start = 0
         for described in group["weights"]:
             weight, start = _read_weight(described, content, start)
@@ -73,7 +76,7 @@ def _read_weights(path: Path, manifest: list[dict[str, Any]]) -> dict[str, np.nd
             weights[described["name"]] = weight
         if start != len(content):
             raise UnreadableError("its files of weights are larger than its weights")
-    return weights
+    return weights, digest.hexdigest()
 
 
 def _read_file(path: Path, name: Any) -> memoryview:
@@ -105,8 +108,8 @@ def _read_nodes(listed: list[dict[str, Any]], weights: dict[str, np.ndarray]) ->
     """The nodes, inputs before what uses them.
 
     Raises:
-        UnreadableError: an operation is not run here, a constant has no weight, or nodes depend on
-            themselves.
+        UnreadableError: an operation is not run here, images have channels first, a constant has no
+            weight, or nodes depend on themselves.
     """
     if len(listed) > MAX_NODES:
         raise UnreadableError(f"it has more than {MAX_NODES} nodes")
@@ -123,6 +126,11 @@ def _read_nodes(listed: list[dict[str, Any]], weights: dict[str, np.ndarray]) ->
         elif op != "Placeholder" and op not in OPERATIONS:
             raise UnreadableError(
                 f"its operation {op[:80]!r} is not supported", "use a model without it"
+            )
+        if attributes.get("data_format", "NHWC") != "NHWC":
+            raise UnreadableError(
+                f"its node {name[:80]!r} has images with channels first",
+                "convert a model that has channels last, NHWC",
             )
         nodes[name] = Node(name, op, inputs, attributes)
     try:
@@ -145,7 +153,10 @@ def _plain(value: dict[str, Any]) -> Any:
 
 
 def _graph(
-    nodes: list[Node], signature: dict[str, Any] | None, weights: dict[str, np.ndarray]
+    nodes: list[Node],
+    signature: dict[str, Any] | None,
+    weights: dict[str, np.ndarray],
+    sha256: str,
 ) -> Graph:
     placeholders = [node for node in nodes if node.op == "Placeholder"]
     if len(placeholders) != 1:
@@ -164,4 +175,5 @@ def _graph(
         input_shape=tuple(size if size >= 0 else None for size in sizes),
         outputs=tuple(outputs),
         constants={name: each for name, each in weights.items() if each.dtype != np.float32},
+        sha256=sha256,
     )

@@ -15,27 +15,35 @@ import numpy as np
 HERE = Path(__file__).parent
 SHAPE = (2, 9, 8, 3)
 JS = """
-const tf = require('@tensorflow/tfjs'), fs = require('fs');
-const [folder, shape, values] = JSON.parse(fs.readFileSync(0));
-const described = JSON.parse(fs.readFileSync(folder + '/model.json'));
+const tf = require('@tensorflow/tfjs'), fs = require('fs'), path = require('path');
+const [file, names, shape, values] = JSON.parse(fs.readFileSync(0));
+const described = JSON.parse(fs.readFileSync(file));
 const data = Buffer.concat(described.weightsManifest.flatMap(
-  group => group.paths.map(path => fs.readFileSync(folder + '/' + path))));
+  group => group.paths.map(name => fs.readFileSync(path.join(path.dirname(file), name)))));
 (async () => {
   await tf.setBackend('cpu');
   const model = await tf.loadGraphModel(tf.io.fromMemory({
     modelTopology: described.modelTopology, signature: described.signature,
     weightSpecs: described.weightsManifest.flatMap(group => group.weights),
     weightData: data.buffer.slice(data.byteOffset, data.byteOffset + data.byteLength)}));
-  const names = described.modelTopology.node.map(node => node.name)
-    .filter(name => !described.weightsManifest.some(g => g.weights.some(w => w.name == name)));
   const found = {};
-  for (const name of names.filter(name => name != 'images')) {
-    const result = model.execute({images: tf.tensor(values, shape)}, name);
+  for (const name of names) {
+    const result = model.execute(tf.tensor(values, shape), name);
     found[name] = {shape: result.shape, values: Array.from(result.dataSync())};
   }
   console.log(JSON.stringify(found));
 })();
 """
+
+
+def by_tensorflow_js(path: Path, images: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
+    """Values of a model's nodes."""
+    given = json.dumps([str(path), names, images.shape, images.ravel().tolist()])
+    found = subprocess.run(["node", "-e", JS], input=given, text=True, stdout=-1, check=True)
+    return {
+        name: np.array(each["values"], np.float32).reshape(each["shape"])
+        for name, each in json.loads(found.stdout.splitlines()[-1]).items()
+    }
 
 
 class Model:
@@ -155,6 +163,11 @@ def build() -> Model:
            m.floats("bias 2", 3), fused_ops=["BiasAdd", "Relu"], num_args=1,
            transpose_a=False, transpose_b=False)  # fmt: skip
     m.node("probabilities", "Softmax", "product")
+    m.node("pointwise", "Conv2D", "images", m.floats("kernel 4", 1, 1, 3, 4), **plain, **same)
+    m.node("strided depthwise", "DepthwiseConv2dNative", "images", "kernel 3",
+           strides=[1, 2, 2, 1], dilations=[1, 1, 1, 1], **same)  # fmt: skip
+    m.node("wide depthwise", "DepthwiseConv2dNative", "images", "kernel 3", padding="VALID",
+           data_format="NHWC", strides=[1, 1, 1, 1], dilations=[1, 2, 2, 1])  # fmt: skip
     return m
 
 
@@ -175,12 +188,9 @@ def main() -> None:
         + "\n"
     )  # fmt: skip
     images = np.random.default_rng(1).uniform(-1, 1, SHAPE).astype(np.float32)
-    given = json.dumps([str(HERE), SHAPE, images.ravel().tolist()])
-    found = subprocess.run(["node", "-e", JS], input=given, text=True, stdout=-1, check=True)
-    values = {
-        name: np.array(each["values"], np.float32).reshape(each["shape"])
-        for name, each in json.loads(found.stdout.splitlines()[-1]).items()
-    }
+    constants = {weight["name"] for weight in model.weights} | {"images"}
+    names = [node["name"] for node in model.nodes if node["name"] not in constants]
+    values = by_tensorflow_js(HERE / "model.json", images, names)
     np.savez_compressed(
         HERE / "golden.npz", images=images, **{f"node {n}": v for n, v in values.items()}
     )

@@ -59,6 +59,7 @@ def test_quantised_weights_are_near_those_that_were_written() -> None:
     [
         (lambda v: v.update(format="layers-model"), "is no graph model"),
         (lambda v: node(v, "Relu").update(op="ReadFile"), "operation 'ReadFile' is not supported"),
+        (lambda v: node(v, "conv")["attr"].update(data_format={"s": "TkNIVw=="}), "channels first"),
         (lambda v: node(v, "Relu").update(input=["nowhere"]), "itself or no node as input"),
         (lambda v: node(v, "Relu").update(input=["Relu"]), "itself or no node as input"),
         (lambda v: described(v, "kernel").update(shape=[3, 3, 3, 400]), "too short"),
