@@ -24,6 +24,7 @@ The modules are the stages, in this order; each is useful alone:
     generators      key -> latents;  latents -> images
     encoders        images, text -> embeddings
     prompts         prompt pairs -> prompt embeddings
+    faceres         a network that reads ages, presentations and embeddings of faces
     image_measures  what a measure can name instead of prompts
     typicality      how typical latents and images are of a generator
     jacobian        the protocol of scores, and their gradients

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from qdgs_jax import encoders, generators
+from qdgs_jax import encoders, faceres, generators
 from qdgs_jax.config import NOTICES
 from qdgs_jax.errors import ConfigError
 from qdgs_jax.image_measures import IMAGE_MEASURES
@@ -37,10 +37,16 @@ def models() -> dict[str, Any]:
 
 def measures() -> list[dict[str, str]]:
     """The built-in functions of images, and what their values mean."""
-    return [
-        {"function": name, "value": (inspect.getdoc(function) or "").partition("\n")[0]}
+    found = {
+        name: (inspect.getdoc(function) or "").partition("\n")[0]
         for name, function in IMAGE_MEASURES.items()
-    ]
+    }
+    missing = "" if faceres.PATH.exists() else " Needs `make assets`."
+    found |= {
+        f"{faceres.NAME}:{name}": reading.about + missing
+        for name, reading in faceres.READINGS.items()
+    }
+    return [{"function": name, "value": value} for name, value in found.items()]
 
 
 def _generator(name: str) -> dict[str, Any]:

@@ -21,7 +21,9 @@ NOTICES = {
     "faces": "Images of faces: they depict nobody, but may resemble people in the generator's "
     "training data. Prompts about people measure the encoder's stereotypes, not anybody's traits, "
     "and balanced means balanced under this encoder only. The makers of FFHQ and of CLIP exclude "
-    "face recognition from their use: do not use these images for it either."
+    "face recognition from their use: do not use these images for it either. Ages and "
+    "presentations are a network's readings, with its stereotypes and mistakes; presentation is "
+    "not identity."
 }
 """Texts that a user acknowledges before a search, by their names in `notice`."""
 
@@ -116,10 +118,11 @@ class MeasureConfig:
     high: str = ""
     """Prompt of the high end."""
     function: str = ""
-    """Instead of prompts: a built-in image measure, or `package.module:function` of one's own."""
+    """Instead of prompts: a built-in image measure (`qdgs measures` lists them), or
+    `package.module:function` of one's own."""
     classifier: str = ""
-    """Instead of prompts: `package.module:function` that returns a `qdgs_jax.Classifier` and its
-    weights."""
+    """Instead of prompts: `faceres:age`, `faceres:presentation`, or `package.module:function` that
+    returns a `qdgs_jax.Classifier` and its weights."""
     output: Literal["probability", "logit", "expected", "class"] = "class"
     """Of a classifier: the probability or logit of the class `target`, the expected value of its
     classes, or the class itself, with a cell for each."""

@@ -1,5 +1,6 @@
 """Functions and classifiers of images that a measure can name in place of prompts."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdgs_jax import plugins
+from qdgs_jax import faceres, plugins
 from qdgs_jax.config import MeasureConfig
 from qdgs_jax.errors import ConfigError, did_you_mean
 from qdgs_jax.generators import sha256_of
@@ -136,20 +137,58 @@ class Classifier:
 def load_classifiers(
     measures: Sequence[MeasureConfig], *, allow_code: bool = False
 ) -> tuple[dict[str, Classifier], dict[str, Params]]:
-    """The classifiers that measures name, and their weights, each once, by `measure.classifier`.
+    """The classifiers that measures name, by `measure.classifier`, and their weights, each once, by
+    `weights_of` it.
 
     Raises:
         ConfigError: one does not exist, is not allowed, or fails.
+        CheckpointError: a file of faceres cannot be read.
     """
     found, weights = {}, {}
     for measure in measures:
         name = measure.classifier
         if name and name not in found:
             subject = f"The classifier '{name}' of measure '{measure.name}'"
-            made, params = plugins.make(name, subject, Classifier, allow_code=allow_code)
+            if name == weights_of(name):
+                made, params = plugins.make(name, subject, Classifier, allow_code=allow_code)
+            else:
+                made, params = _reader_of_faces(name, subject)
             found[name] = replace(made, sha256=made.sha256 or sha256_of(params))
-            weights[name] = params
+            weights[weights_of(name)] = params
     return found, weights
+
+
+def by_classifier(measure: MeasureConfig) -> MeasureConfig:
+    """A measure whose `function` reads faces, as the expected value of that classifier; any other
+    as it is."""
+    if measure.function == weights_of(measure.function):
+        return measure
+    return replace(measure, function="", classifier=measure.function, output="expected")
+
+
+def weights_of(classifier: str) -> str:
+    """Key of a classifier's weights: its own name, or `faceres` for all that this reads."""
+    model, _, _ = classifier.rpartition(":")
+    return model if faceres.find(model) else classifier
+
+
+def _reader_of_faces(name: str, subject: str) -> tuple[Classifier, Params]:
+    """`faceres:READING`, or `PATH.json:READING`.
+
+    Raises:
+        ConfigError: it reads no such thing, or has not been fetched.
+        CheckpointError: its file cannot be read.
+    """
+    model, _, kind = name.rpartition(":")
+    if kind not in faceres.READINGS:
+        raise ConfigError(
+            f"{subject} does not exist{did_you_mean(kind, faceres.READINGS)}: of faces, "
+            f"{' and '.join(faceres.READINGS)} are read."
+        )
+    graph, params = faceres.load(faceres.find(model))
+    reading = faceres.READINGS[kind]
+    logits = functools.partial(reading.logits, graph)
+    return Classifier(name, reading.classes, logits, reading.values, graph.sha256), params
 
 
 def of_classifier(

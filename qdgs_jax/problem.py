@@ -25,7 +25,7 @@ from qdgs_jax.config import Config
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.errors import ConfigError
 from qdgs_jax.generators import Generator
-from qdgs_jax.image_measures import Classifier, load_classifiers
+from qdgs_jax.image_measures import Classifier, by_classifier, load_classifiers, weights_of
 from qdgs_jax.prompts import embed_prompts
 from qdgs_jax.scoring import ImageScore, make_score
 from qdgs_jax.search import Search
@@ -84,6 +84,7 @@ def load_problem(
             f"search.initial_samples ({options.initial_samples}) must be at least "
             f"search.emitters ({options.emitters}): raise it."
         )
+    config = _read_faces(config)
     LOG.info("loading models")
     gradients = options.uses_gradients
     source, source_params = (
@@ -117,7 +118,7 @@ def load_problem(
     config = _resolve_classes(config, classifiers)
 
     def scored(config: Config) -> ImageScore:
-        found = {name: (classifier, weights[name]) for name, classifier in classifiers.items()}
+        found = {name: (each, weights[weights_of(name)]) for name, each in classifiers.items()}
         return make_score(config, source, encoder, classifiers=found, allow_code=allow_code)
 
     config = automatic.with_chunk_size(config, scored, params, source.latent_size)
@@ -136,6 +137,22 @@ def load_problem(
         init_memory=score.init_memory, repair=repair, emitter=emitter,
     )  # fmt: skip
     return Problem(config, source, encoder, classifiers, params, score, made)
+
+
+def _read_faces(config: Config) -> Config:
+    """Functions that read faces become classifiers, whose weights are arguments.
+
+    Raises:
+        ConfigError: faces are read without the notice.
+    """
+    measures = tuple(map(by_classifier, config.measures))
+    reading = [m.name for m in measures if weights_of(m.classifier) != m.classifier]
+    if reading and config.notice != "faces":
+        raise ConfigError(
+            f"The measure '{reading[0]}' reads faces: set `notice = \"faces\"`, which says what "
+            "such readings are before a search."
+        )
+    return dataclasses.replace(config, measures=measures)
 
 
 def _resolve_classes(config: Config, classifiers: dict[str, Classifier]) -> Config:

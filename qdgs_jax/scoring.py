@@ -221,7 +221,8 @@ def make_score(
         if measure.classifier:
             name, shape = measure.classifier, generator.image_shape
             read = image_measures.of_classifier(measure, *classifiers[name], shape)
-            return lambda params, images: read(params["classifiers"][name], images)
+            key = image_measures.weights_of(name)
+            return lambda params, images: read(params["classifiers"][key], images)
         if not measure.function:
             return None
         function = image_measures.load(

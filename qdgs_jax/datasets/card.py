@@ -101,6 +101,7 @@ def card(header: dict[str, Any], balance: dict[str, Any], table: ImageTable) -> 
         balance: what balance.json holds.
     """
     config, generator, encoder = header["config"], header["generator"], header["encoder"]
+    classifiers = header.get("classifiers", {})
     free = config["generator"]["model"] in generators.BUILT_IN  # trained on the project's drawings
     steered = header.get("archive_sha256") is not None
     return CARD.format(
@@ -114,7 +115,7 @@ def card(header: dict[str, Any], balance: dict[str, Any], table: ImageTable) -> 
             if encoder
             else "none"
         ),
-        reader="the encoder" if encoder else "plain functions",
+        reader="the encoder" if encoder else "classifiers" if classifiers else "plain functions",
         method=header["method"],
         seed=header["seed"],
         made_by=header["made_by"],
@@ -136,7 +137,7 @@ def card(header: dict[str, Any], balance: dict[str, Any], table: ImageTable) -> 
             if steered
             else "the number of the random latent"
         ),
-        measures="\n".join(_measures(config)),
+        measures="\n".join(_measures(config, classifiers)),
         loss=" + ".join(_losses(config)),
         classes="\n* `generator_class`: the class that the generator drew" if table.classes else "",
         distance=DISTANCE if encoder else "",
@@ -206,14 +207,21 @@ def _unlabelled(balance: dict[str, Any]) -> str:
     return f"No bin holds {balance['outside_bins']} of the images."
 
 
-def _measures(config: dict[str, Any]) -> Iterator[str]:
+def _measures(config: dict[str, Any], classifiers: dict[str, str]) -> Iterator[str]:
+    """Lines about columns.
+
+    Args:
+        classifiers: name -> SHA-256.
+    """
     for measure in config["measures"]:
         name, function = measure["name"], measure["function"]
         if function:
             yield f"* `measure_{name}`: the function `{function}` of the image"
         elif classifier := measure["classifier"]:
-            output = f"{measure['output']} {measure['target']}".strip()
-            yield f"* `measure_{name}`: the {output} that the classifier `{classifier}` reads"
+            output = measure["output"].replace("expected", "expected value")
+            reads = f"{output} {measure['target']}".strip()
+            model = f"`{classifier}` (SHA-256 `{classifiers.get(classifier, 'unknown')}`)"
+            yield f"* `measure_{name}`: the {reads} that the classifier {model} reads"
         else:
             low, high = measure["low"], measure["high"]
             difference = f'd(image, "{low}") - d(image, "{high}")'

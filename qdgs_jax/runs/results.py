@@ -86,6 +86,8 @@ class _Summary:
     precision: str
     device: str
     versions: dict[str, str]
+    classifiers: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Name -> SHA-256."""
 
 
 def load_run(path: str | Path) -> Run:
