@@ -15,7 +15,7 @@ ORDER = [
     "datasets", "training", "evaluation", "shapes", "experiments", "catalogue", "named_config",
     "terminal", "cli", "__main__",
 ]  # fmt: skip
-PORTS = {"clip", "dcgan", "siglip", "stylegan2", "tfjs", "vae"}
+PORTS = {"clip", "dcgan", "iresnet", "siglip", "stylegan2", "tfjs", "vae"}
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 

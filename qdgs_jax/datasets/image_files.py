@@ -3,6 +3,7 @@
 Only formats whose decoders execute nothing are read, and a limit of pixels holds before decoding.
 """
 
+import io
 import os
 import stat
 import warnings
@@ -30,15 +31,28 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         QDGSError: `path` is no regular file, has more than `MAX_PIXELS`, or cannot be decoded.
     """
+    return _read(path, str(path))
+
+
+def decode_image(content: bytes | memoryview, name: str) -> np.ndarray:
+    """The image in the bytes of a file, as `read_image` reads it; `name` is for errors.
+
+    Raises:
+        QDGSError: it has more than `MAX_PIXELS`, or cannot be decoded.
+    """
+    return _read(io.BytesIO(content), name)
+
+
+def _read(source: Path | io.BytesIO, name: str) -> np.ndarray:
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise QDGSError(f"The image {path} is not a regular file: remove or replace it.")
+        if isinstance(source, Path) and not stat.S_ISREG(os.stat(source).st_mode):
+            raise QDGSError(f"The image {name} is not a regular file: remove or replace it.")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of what it could read all the same
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(source, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise QDGSError(
-                        f"The image {path} has {image.width} x {image.height} pixels, more than "
+                        f"The image {name} has {image.width} x {image.height} pixels, more than "
                         f"{MAX_PIXELS:,}: make it smaller."
                     )
                 ImageOps.exif_transpose(image, in_place=True)
@@ -47,7 +61,7 @@ def read_image(path: Path) -> np.ndarray:
         raise
     except Exception as error:  # decoders raise what they like at damaged files
         raise QDGSError(
-            f"The image {path} cannot be read ({_explain(error)}): replace it."
+            f"The image {name} cannot be read ({_explain(error)}): replace it."
         ) from None
 
 

@@ -80,11 +80,11 @@ def intervals(
         np.where(right == total, 1, high).mean(axis=1),
     )
     rates = groups * (1 if classes == 2 else classes)  # of two classes, one rate implies the other
-    low, high = _exact(counts, total[:, None], tail / rates)
+    low, high = exact_interval(counts, total[:, None], tail / rates)
     return {
-        "accuracy": _exact(right, total, tail),
+        "accuracy": exact_interval(right, total, tail),
         "mean": np.array([np.quantile(means[0], tail), np.quantile(means[1], 1 - tail)]),
-        "worst": _exact(right, total, tail / groups).min(axis=-1),
+        "worst": exact_interval(right, total, tail / groups).min(axis=-1),
         GAP: np.array(
             [
                 np.maximum(_largest_difference(low, high, labels), 0),
@@ -139,8 +139,11 @@ def _largest_difference(high: np.ndarray, low: np.ndarray, labels: np.ndarray) -
     return (high[..., g, :] - low[..., h, :]).max(axis=(-2, -1))
 
 
-def _exact(right: np.ndarray, total: np.ndarray, tail: float) -> np.ndarray:
-    """Ends [2, ...] of the interval of Clopper and Pearson, each beyond it with at most `tail`."""
+def exact_interval(right: np.ndarray, total: np.ndarray, tail: float) -> np.ndarray:
+    """Ends [2, ...] of the interval of Clopper and Pearson, each beyond it with at most `tail`.
+
+    Numbers of images need not be whole: in a sample of dependent ones they are fewer.
+    """
     low = special.betaincinv(np.maximum(right, 1), total - right + 1, tail)
     high = special.betaincinv(right + 1, np.maximum(total - right, 1), 1 - tail)
     return np.stack([np.where(right == 0, 0, low), np.where(right == total, 1, high)])

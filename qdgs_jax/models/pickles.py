@@ -6,7 +6,7 @@ allocated before they are checked, and hashing nested tuples takes exponential t
 
 import pickletools
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from typing import Any, NamedTuple, TypeAlias
 
 MAX_OPCODES = 1 << 21
@@ -59,6 +59,7 @@ _STRINGS = {
     "BINUNICODE": "<I", "SHORT_BINUNICODE": "<B", "BINUNICODE8": "<Q",
     "BINSTRING": "<i", "SHORT_BINSTRING": "<B",  # of Python 2
 }  # fmt: skip
+_OF_PYTHON_2 = frozenset(("BINSTRING", "SHORT_BINSTRING"))
 _BYTES = {"BINBYTES": "<I", "SHORT_BINBYTES": "<B", "BINBYTES8": "<Q"}
 _PLACES = {"BINPUT": "<B", "LONG_BINPUT": "<I", "BINGET": "<B", "LONG_BINGET": "<I"}
 _IGNORED = {"PROTO": "<B", "FRAME": "<Q"}
@@ -70,6 +71,8 @@ def unpickle(
     data: Buffer,
     find_global: Callable[[str, str], Any],
     find_persistent: Callable[..., Any] | None = None,
+    *,
+    texts_as_bytes: bool = False,
 ) -> Any:
     """Run one whole pickle on inert values.
 
@@ -80,12 +83,13 @@ def unpickle(
         data: One pickle, of protocol 2 to 5, and nothing after it.
         find_global: See `unpickle_next`.
         find_persistent: See `unpickle_next`.
+        texts_as_bytes: See `unpickle_next`.
 
     Raises:
         UnreadableError: It asks for an unlisted global or opcode, is too large, or has a wrong end.
         Exception: Any other, where it is malformed.
     """
-    value, end = unpickle_next(data, 0, find_global, find_persistent)
+    value, end = unpickle_next(data, 0, find_global, find_persistent, texts_as_bytes=texts_as_bytes)
     if end != len(data):
         raise UnreadableError("its pickle has a wrong end")
     return value
@@ -98,6 +102,7 @@ def unpickle_next(
     find_persistent: Callable[..., Any] | None = None,
     *,
     limit: int | None = None,
+    texts_as_bytes: bool = False,
 ) -> tuple[Any, int]:
     """Run the pickle that starts at `data[start]`, up to its end.
 
@@ -107,6 +112,7 @@ def unpickle_next(
             pickle may call a function found here with arguments of its choice.
         find_persistent: A persistent id, as arguments -> its replacement.
         limit: The most opcodes that it may have; MAX_OPCODES by default.
+        texts_as_bytes: Whether the texts of Python 2 are bytes rather than UTF-8.
 
     Returns:
         Its value, and where it ends.
@@ -118,7 +124,8 @@ def unpickle_next(
     stack: list[Any] = []
     below: list[list[Any]] = []  # the stacks under the open marks
     memo: dict[int, Any] = {}
-    for name, argument, place in _opcodes(memoryview(data), start, limit or MAX_OPCODES):
+    texts = _STRINGS.keys() - _OF_PYTHON_2 if texts_as_bytes else _STRINGS.keys()
+    for name, argument, place in _opcodes(memoryview(data), start, limit or MAX_OPCODES, texts):
         match name:
             case _ if name in _LITERALS:
                 stack.append(argument)
@@ -170,20 +177,24 @@ class _Opcode(NamedTuple):
     """Where the next one starts."""
 
 
-def _opcodes(data: memoryview, place: int, limit: int) -> Iterator[_Opcode]:
-    """Opcodes up to STOP. Each argument is checked before anything is allocated for it."""
-    texts = 0
+def _opcodes(data: memoryview, place: int, limit: int, texts: Set[str]) -> Iterator[_Opcode]:
+    """Opcodes up to STOP. Each argument is checked before anything is allocated for it.
+
+    Args:
+        texts: those whose arguments are decoded.
+    """
+    total = 0
     for _ in range(limit):
         if place >= len(data):
             raise UnreadableError("its pickle ends too early")
         name = _NAMES.get(data[place], "")
         if name not in _KNOWN:
             unknown = name or "an unknown opcode"
-            raise UnreadableError(f"its pickle uses {unknown}, which weights do not need")
-        opcode = _Opcode(name, *_argument(name, data, place + 1))
-        if name in _STRINGS:
-            texts += opcode.end - place
-            if texts > MAX_TEXT:
+            raise UnreadableError(f"its pickle uses {unknown}, which plain data do not need")
+        opcode = _Opcode(name, *_argument(name, data, place + 1, texts))
+        if name in texts:
+            total += opcode.end - place
+            if total > MAX_TEXT:
                 raise UnreadableError(f"its pickle holds more than {MAX_TEXT} bytes of text")
         yield opcode
         if name == "STOP":
@@ -192,7 +203,7 @@ def _opcodes(data: memoryview, place: int, limit: int) -> Iterator[_Opcode]:
     raise UnreadableError(f"its pickle has more than {limit} opcodes")
 
 
-def _argument(name: str, data: memoryview, place: int) -> tuple[Any, int]:
+def _argument(name: str, data: memoryview, place: int, texts: Set[str]) -> tuple[Any, int]:
     """The argument of an opcode, and where it ends."""
     if name == "GLOBAL":
         *lines, _ = bytes(data[place : place + MAX_LINE]).split(b"\n", 2)
@@ -204,13 +215,13 @@ def _argument(name: str, data: memoryview, place: int) -> tuple[Any, int]:
         return struct.unpack_from(form, data, place)[0], place + struct.calcsize(form)
     if form := _SIZED.get(name):
         size, place = struct.unpack_from(form, data, place)[0], place + struct.calcsize(form)
-        limit = MAX_NUMBER if name in _LONGS else MAX_TEXT if name in _STRINGS else len(data)
+        limit = MAX_NUMBER if name in _LONGS else MAX_TEXT if name in texts else len(data)
         if not 0 <= size <= min(limit, len(data) - place):
             raise UnreadableError("one of its values is too long")
         content = data[place : place + size]
         if name in _LONGS:
             return int.from_bytes(content, "little", signed=True), place + size
-        return str(content, "utf-8") if name in _STRINGS else content, place + size
+        return str(content, "utf-8") if name in texts else content, place + size
     return None, place
 
 
@@ -260,7 +271,9 @@ def _find(find_global: Callable[[str, str], Any], module: Any, name: Any) -> Any
         raise UnreadableError("its pickle is malformed")
     found = find_global(module, name)
     if found is None:
-        raise UnreadableError(f"it asks for {f'{module}.{name}'[:80]!r}, which weights do not need")
+        raise UnreadableError(
+            f"it asks for {f'{module}.{name}'[:80]!r}, which plain data do not need"
+        )
     return found
 
 

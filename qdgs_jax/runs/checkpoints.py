@@ -1,4 +1,6 @@
-"""Checkpoints of a search: folders checkpoints/GENERATION, which Orbax writes and reads.
+"""Checkpoints of a search or a training: folders NUMBER, which Orbax writes and reads.
+
+A state is any pytree; one of its fields counts, such as a search's `generation`.
 
 A checkpoint of any mesh and number of processes is restored on any other. All processes call the
 functions here, with a folder that all can reach. A fingerprint of each array, saved with them,
@@ -17,7 +19,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +31,9 @@ from qdgs_jax.errors import CheckpointError
 from qdgs_jax.runs import orbax_files
 from qdgs_jax.runs.fingerprints import common_sharding, fingerprints
 from qdgs_jax.runs.orbax_files import Writer
-from qdgs_jax.search import SearchState
 from qdgs_jax.typing import Array
+
+State = TypeVar("State")
 
 KEPT = 2
 _FINGERPRINTS = "fingerprints"
@@ -40,11 +43,14 @@ _DAMAGE = {errno.EINVAL, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
 
 
 @contextlib.contextmanager
-def saving(folder: Path) -> Iterator[Callable[[SearchState], None]]:
+def saving(folder: Path, *, counter: str = "generation") -> Iterator[Callable[[Any], None]]:
     """Yields `save(state)`, which returns as soon as the state may be donated.
 
     The files are written meanwhile; the next call and the end of the context wait for them. Once
     a checkpoint is complete, all but the `KEPT` newest are removed.
+
+    Args:
+        counter: name of the field that numbers a state.
 
     Raises:
         OSError: a checkpoint could not be written; those before it are still there. From the call
@@ -62,13 +68,13 @@ def saving(folder: Path) -> Iterator[Callable[[SearchState], None]]:
             for at, _, _ in os.walk(path):
                 files.sync_folder(Path(at))
             files.sync_folder(folder)
-            for generation in generations(folder)[:-KEPT]:
-                shutil.rmtree(folder / str(generation))
+            for number in numbers(folder)[:-KEPT]:
+                shutil.rmtree(folder / str(number))
 
-    def save(state: SearchState) -> None:
+    def save(state: Any) -> None:
         finish()
         folder.mkdir(exist_ok=True)
-        path = folder / str(int(state.generation))
+        path = folder / str(int(getattr(state, counter)))
         if os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         arrays = _arrays(state)
@@ -88,8 +94,8 @@ def saving(folder: Path) -> Iterator[Callable[[SearchState], None]]:
         writer.close()
 
 
-def save(folder: Path, state: SearchState) -> None:
-    """Writes a state, and removes all but the `KEPT` newest.
+def save(folder: Path, state: Any) -> None:
+    """Writes a search's state, and removes all but the `KEPT` newest.
 
     Raises:
         OSError: it cannot be written; those before it are still there.
@@ -98,8 +104,8 @@ def save(folder: Path, state: SearchState) -> None:
         save_async(state)
 
 
-def generations(folder: Path) -> list[int]:
-    """Generations that have a checkpoint, ascending; whatever else is there does not count."""
+def numbers(folder: Path) -> list[int]:
+    """Numbers of the states that are saved, ascending; whatever else is there does not count."""
     if not folder.is_dir():
         return []
     return sorted(
@@ -109,23 +115,24 @@ def generations(folder: Path) -> list[int]:
     )
 
 
-def restore(folder: Path, like: SearchState) -> SearchState | None:
+def restore(folder: Path, like: State, *, counter: str = "generation") -> State | None:
     """The newest state that can be read; None where there are no checkpoints.
 
-    Damaged ones are set aside as GENERATION.damaged, with a warning.
+    Damaged ones are set aside as NUMBER.damaged, with a warning.
 
     Args:
         like: a state of the same shapes and types, whose shardings the restored one gets; its
             leaves may be `jax.ShapeDtypeStruct`.
+        counter: name of the field that numbers a state.
 
     Raises:
         CheckpointError: there are checkpoints, but none can be read.
         OSError: the system refuses to read.
     """
     reasons: dict[Path, str] = {}
-    for generation in processes.first(lambda: generations(folder)[::-1][:_MOST]):
-        path = folder / str(generation)
-        state, reason = _read(path, like, generation)
+    for number in processes.first(lambda: numbers(folder)[::-1][:_MOST]):
+        path = folder / str(number)
+        state, reason = _read(path, like, counter, number)
         if state is None:
             reasons[path] = reason
             continue
@@ -133,8 +140,8 @@ def restore(folder: Path, like: SearchState) -> SearchState | None:
             for damaged, reason in reasons.items():
                 _set_aside(damaged)
                 warnings.warn(
-                    f"The checkpoint {damaged} is damaged ({reason}): the search continues from "
-                    f"generation {generation}.",
+                    f"The checkpoint {damaged} is damaged ({reason}): the "
+                    f"computation continues from {counter} {number}.",
                     stacklevel=2,
                 )
         return state
@@ -142,7 +149,7 @@ def restore(folder: Path, like: SearchState) -> SearchState | None:
         return None
     raise CheckpointError(
         f"No checkpoint in {folder} can be read ({next(iter(reasons.values()))}): remove that "
-        "folder, and the same command starts the search again."
+        "folder, and the same command starts again."
     )
 
 
@@ -163,7 +170,7 @@ def _remove_leftovers(folder: Path) -> None:
                 shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def _read(path: Path, like: SearchState, generation: int) -> tuple[SearchState | None, str]:
+def _read(path: Path, like: State, counter: str, number: int) -> tuple[State | None, str]:
     """A state as `like`, or None and the reason; the same on all processes.
 
     Raises:
@@ -192,17 +199,17 @@ def _read(path: Path, like: SearchState, generation: int) -> tuple[SearchState |
         if was != now:
             return None, f"'{name}' has changed since it was saved"
     state = _state(arrays, like)
-    if int(state.generation) != generation:
-        return None, f"it is of generation {int(state.generation)}"
+    if (found := int(getattr(state, counter))) != number:
+        return None, f"it is of {counter} {found}"
     return state, ""
 
 
-def _arrays(state: SearchState) -> dict[str, Array]:
+def _arrays(state: Any) -> dict[str, Array]:
     """All arrays by name, keys as numbers; without empty ones, which Orbax does not write."""
     return {name: _plain(leaf) for name, leaf in _named_leaves(state) if leaf.size}
 
 
-def _state(arrays: dict[str, Array], like: SearchState) -> SearchState:
+def _state(arrays: dict[str, Array], like: State) -> State:
     """The state whose arrays these are."""
 
     def leaf_of(name: str, leaf: Array) -> Array:
@@ -215,10 +222,11 @@ def _state(arrays: dict[str, Array], like: SearchState) -> SearchState:
         )
 
     leaves = [leaf_of(name, leaf) for name, leaf in _named_leaves(like)]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+    restored: State = jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return restored
 
 
-def _named_leaves(state: SearchState) -> list[tuple[str, Array]]:
+def _named_leaves(state: Any) -> list[tuple[str, Array]]:
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in leaves]
 

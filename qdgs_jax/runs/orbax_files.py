@@ -113,7 +113,7 @@ def _check_files(path: Path, limit: int) -> None:
                 raise ValueError(f"'{name}' is neither a file nor a folder")
             total += status.st_size if stat.S_ISREG(status.st_mode) else 0
             if total > limit:
-                raise ValueError(f"more than the {limit} bytes of such a search")
+                raise ValueError(f"more than the {limit} bytes of such a state")
 
 
 def _open(path: Path, name: str, wanted: jax.ShapeDtypeStruct) -> Any:

@@ -159,7 +159,7 @@ def _is_provenance_known(out: Path, found: dict[str, Any]) -> bool:
         known = {model: before[model] and before[model]["sha256"] for model in MODELS}
         known |= before.get("classifiers", {})
     except (QDGSError, KeyError, TypeError):
-        if checkpoints.generations(out / CHECKPOINTS):
+        if checkpoints.numbers(out / CHECKPOINTS):
             warnings.warn(
                 f"{out / PROVENANCE} is missing or damaged: the models are taken for those that "
                 "began the run, and it is written again.",

@@ -1,11 +1,15 @@
-"""How a classifier is built and trained; the defaults are the paper's (QDGS, shapes domain)."""
+"""How networks are built and trained; the defaults are the paper's (QDGS).
+
+Classifiers are of its shapes domain, face-recognition networks of its faces domain.
+"""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from qdgs_jax.schema import Count, Positive, checked, read_toml, validate
+from qdgs_jax.models.precision import Precision
+from qdgs_jax.schema import Count, Fraction, Positive, Weight, checked, read_toml, validate
 
 Width = Annotated[int, Field(ge=1, le=65_536)]
 
@@ -44,6 +48,65 @@ class TrainConfig:
     """Trainings, each with its own initial weights and order of images."""
     classifier: ClassifierConfig = ClassifierConfig()
     training: TrainingConfig = TrainingConfig()
+
+
+@checked
+class MarginConfig:
+    """The logits of a face-recognition training; the defaults are AdaFace's."""
+
+    kind: Literal["adaface", "arcface", "cosface"] = "adaface"
+    """How the margin depends on an image's quality: AdaFace adapts it to the norm of the embedding;
+    ArcFace's and CosFace's are those of AdaFace for the worst and for medium quality."""
+    scale: Positive = 64.0
+    """What cosines are multiplied by (s)."""
+    margin: Annotated[float, Field(ge=0, lt=1.5)] = 0.4
+    """The margin (m): radians where it is added to an angle."""
+    concentration: Positive = 0.333
+    """How steeply AdaFace's margin changes with the norm (h)."""
+    momentum: Fraction = 0.01
+    """Share of a batch in AdaFace's running mean and standard deviation of norms."""
+
+    def __post_init__(self) -> None:
+        for name in ("concentration", "momentum"):
+            if self.kind != "adaface" and getattr(self, name) != getattr(MarginConfig, name):
+                raise ValueError(f"`{name}` has no effect with kind '{self.kind}', only 'adaface'")
+
+
+@checked
+class AugmentationConfig:
+    """Random changes of training images; the defaults are AdaFace's."""
+
+    flip: Fraction = 0.5
+    """Probability that an image is mirrored."""
+    crop: Fraction = 0.2
+    """Probability that only a rectangle is kept, and the rest becomes black."""
+    low_resolution: Fraction = 0.2
+    """Probability that an image is made smaller and larger again."""
+    photometric: Fraction = 0.2
+    """Probability that brightness, contrast and saturation change."""
+
+
+@checked
+class FaceRecognitionConfig:
+    """How a face-recognition network is trained; the defaults are the paper's."""
+
+    margin: MarginConfig = MarginConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    batch_size: Annotated[int, Field(ge=2, le=65_536)] = 64
+    epochs: Count = 26
+    learning_rate: Positive = 0.01
+    milestones: tuple[Count, ...] = (12, 20, 24)
+    """Epochs after each of which the learning rate is a tenth of what it was."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Weight = 1e-4
+    """Of all weights but those of batch norms."""
+    precision: Literal[Precision, "auto"] = "auto"
+    """Of the network, see `qdgs_jax.models.clip.embed_images`; `auto`: bf16 on accelerators,
+    highest on CPUs. Weights, statistics and logits are float32 in any case."""
+
+    def __post_init__(self) -> None:
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"`milestones` must ascend, got {list(self.milestones)}")
 
 
 def load_train_config(path: Path) -> TrainConfig:

@@ -41,15 +41,44 @@ def descend(
     Returns:
         Parameters, the optimiser's state, and losses [T].
     """
+    params, _, state, losses = descend_with_statistics(
+        lambda params, _, batch: (loss(params, batch), None),
+        optimiser,
+        params,
+        None,
+        state,
+        batches,
+    )
+    return params, state, losses
+
+
+def descend_with_statistics(
+    loss: Callable[[Params, Params, Any], tuple[Array, Params]],
+    optimiser: optax.GradientTransformation,
+    params: Params,
+    statistics: Params,
+    state: optax.OptState,
+    batches: Any,
+) -> tuple[Params, Params, optax.OptState, Array]:
+    """As `descend`, where each batch also updates statistics, such as a batch norm's.
+
+    Args:
+        loss: (params, statistics, batch) -> [] and the new statistics.
+
+    Returns:
+        Parameters, statistics, the optimiser's state, and losses [T].
+    """
 
     def step(carry: Any, batch: Any) -> tuple[Any, Array]:
-        params, state = carry
-        value, gradient = jax.value_and_grad(loss)(params, batch)
+        params, statistics, state = carry
+        (value, statistics), gradient = jax.value_and_grad(loss, has_aux=True)(
+            params, statistics, batch
+        )
         updates, state = optimiser.update(gradient, state, params)
-        return (optax.apply_updates(params, updates), state), value
+        return (optax.apply_updates(params, updates), statistics, state), value
 
-    (params, state), losses = jax.lax.scan(step, (params, state), batches)
-    return params, state, losses
+    carry, losses = jax.lax.scan(step, (params, statistics, state), batches)
+    return *carry, losses
 
 
 def minimise(

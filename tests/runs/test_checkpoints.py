@@ -134,7 +134,7 @@ def test_what_else_is_there_does_not_count(tmp_path: Path, state: SearchState) -
     (tmp_path / "998").touch()
     os.mkfifo(tmp_path / "997")
     (tmp_path / "996").symlink_to(tmp_path / "4")
-    assert checkpoints.generations(tmp_path) == [4]
+    assert checkpoints.numbers(tmp_path) == [4]
     assert_equal(checkpoints.restore(tmp_path, state), state)
 
 
@@ -267,7 +267,7 @@ def pipe(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("attack", "reason"),
     [
-        (bomb, r"more than the \d+ bytes of such a search"),
+        (bomb, r"more than the \d+ bytes of such a state"),
         (link, "'d' is neither a file nor a folder"),
         (pipe, "'manifest.ocdbt' is neither a file nor a folder"),
     ],
@@ -435,7 +435,7 @@ with checkpoints.saving(folder) as save:
     for generation in (1, 2, 3):
         save(make(mesh, generation))
 if jax.process_index() == 0:
-    assert checkpoints.generations(folder) == [2, 3]
+    assert checkpoints.numbers(folder) == [2, 3]
 check(mesh, 3)
 """
 
@@ -489,6 +489,6 @@ def test_a_killed_process_leaves_the_newest(tmp_path: Path) -> None:
             for _ in range(3 + number):
                 process.stdout.readline()
             process.kill()
-        newest = checkpoints.generations(folder)[-1]
+        newest = checkpoints.numbers(folder)[-1]
         assert newest > 100 * number
         run_elastic(f"check(None, {newest})", folder, devices=1)

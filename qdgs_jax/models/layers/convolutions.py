@@ -17,14 +17,14 @@ from qdgs_jax.typing import Array
 
 
 class StridedConv(nn.Module):
-    """A 3 x 3 convolution of stride 2 and padding 1, as a matrix product with windows."""
+    """A 3 x 3 convolution of stride 2 and padding 1."""
 
     features: int
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel, bias = _weights(self, 3, x.shape[-1], self.features)
-        return _columns(x, size=3, stride=2) @ kernel.reshape(-1, self.features) + bias
+        return convolve_strided(x, kernel) + bias
 
 
 class TransposedConv(nn.Module):
@@ -59,6 +59,12 @@ def convolve(x: Array, kernel: Array) -> Array:
     """A convolution of odd size and padding "SAME": [N, H, W, C], [S, S, C, F] -> [N, H, W, F]."""
     settings: Any = jax.config
     return _same(settings.jax_default_matmul_precision, x, kernel)
+
+
+def convolve_strided(x: Array, kernel: Array) -> Array:
+    """A convolution of stride 2 and padding 1: [N, H, W, C], [3, 3, C, F] -> [N, H / 2, W / 2, F],
+    with sides rounded up."""
+    return _columns(x, size=3, stride=2) @ kernel.reshape(-1, kernel.shape[-1])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

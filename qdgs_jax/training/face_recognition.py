@@ -1,0 +1,231 @@
+"""Aligned faces and their identities -> a trained IResNet (AdaFace, arXiv 2204.00964).
+
+    config, network = FaceRecognitionConfig(), iresnet.IResNetConfig()
+    state = fit(config, network, iresnet.init(network, key), key, faces, checkpoints=folder)
+    embeddings = iresnet.embed(network, weights(state), images)
+
+On several devices, each computes its part of every batch; statistics are of the whole batch.
+"""
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from tqdm import tqdm
+
+from qdgs_jax import processes, sharding
+from qdgs_jax.errors import ConfigError
+from qdgs_jax.models import iresnet
+from qdgs_jax.models.iresnet import IResNetConfig
+from qdgs_jax.models.precision import Precision
+from qdgs_jax.runs import checkpoints as saved
+from qdgs_jax.training import margins
+from qdgs_jax.training.augmentation import augment
+from qdgs_jax.training.config import FaceRecognitionConfig
+from qdgs_jax.training.descent import descend_with_statistics
+from qdgs_jax.typing import Array, Key, Params
+
+STEPS_AT_ONCE = 50  # steps a call at most: Ctrl-C is noticed between calls
+SECONDS = 300  # between checkpoints
+
+
+class Faces(NamedTuple):
+    """Images of people, in memory or in a memory-mapped file."""
+
+    images: Any  # [N, H, W, 3] uint8
+    labels: Any  # [N] int, each person's number
+
+
+class TrainingState(struct.PyTreeNode):
+    """The state of a training."""
+
+    params: Params  # {"network": ..., "centres": [E, P]}
+    statistics: Params  # {"network": batch statistics, "norms": NormStatistics}
+    optimiser: optax.OptState
+    step: Array  # [] int32
+
+
+def start(config: FaceRecognitionConfig, params: Params, key: Key, *, people: int) -> TrainingState:
+    """The state before a training, from an IResNet's weights; `people` have random centres."""
+    size = len(params["batch_stats"]["dense_norm"]["mean"])
+    params = jax.tree.map(jnp.copy, params)  # `train` donates them
+    trained = {
+        "network": params["params"],
+        "centres": margins.init_centres(key, size, people),
+    }
+    statistics = {"network": params["batch_stats"], "norms": margins.init_statistics()}
+    optimiser = _optimiser(config, steps=1).init(trained)
+    return TrainingState(trained, statistics, optimiser, jnp.zeros((), jnp.int32))
+
+
+def weights(state: TrainingState) -> Params:
+    """The IResNet's weights."""
+    return {"params": state.params["network"], "batch_stats": state.statistics["network"]}
+
+
+@functools.partial(
+    jax.jit, static_argnames=("config", "network", "steps"), donate_argnames=("state",)
+)
+def train(
+    config: FaceRecognitionConfig,
+    network: IResNetConfig,
+    state: TrainingState,
+    key: Key,
+    batches: Faces,
+    *,
+    steps: int,
+) -> tuple[TrainingState, Array]:
+    """One step of SGD for each of several batches.
+
+    Args:
+        key: the same in each call of a training.
+        batches: images [T, B, H, W, 3] uint8, labels [T, B].
+        steps: of an epoch.
+
+    Returns:
+        The state, and losses [T].
+    """
+    precision = _precision(config)
+
+    def loss(params: Params, statistics: Params, batch: tuple[Faces, Array]) -> tuple[Array, Any]:
+        faces, step = batch
+        change_key, dropout_key = jax.random.split(jax.random.fold_in(key, step))
+        images = sharding.by_rows(faces.images).astype(jnp.float32) / 255
+        images = sharding.by_rows(augment(config.augmentation, change_key, images))
+        embeddings, batch_stats = iresnet.embed_in_training(
+            network,
+            {"params": params["network"], "batch_stats": statistics["network"]},
+            dropout_key,
+            images,
+            precision=precision,
+        )
+        logits, norms = margins.person_logits(
+            config.margin, params["centres"], statistics["norms"], embeddings, faces.labels
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, faces.labels)
+        return losses.mean(), {"network": batch_stats, "norms": norms}
+
+    count = len(batches.labels)
+    params, statistics, optimiser, losses = descend_with_statistics(
+        loss,
+        _optimiser(config, steps=steps),
+        state.params,
+        state.statistics,
+        state.optimiser,
+        (batches, state.step + jnp.arange(count)),
+    )
+    state = TrainingState(params, statistics, optimiser, state.step + count)
+    return sharding.replicated((state, losses))
+
+
+def fit(
+    config: FaceRecognitionConfig,
+    network: IResNetConfig,
+    params: Params,
+    key: Key,
+    faces: Faces,
+    *,
+    checkpoints: Path | None = None,
+) -> TrainingState:
+    """Trains for all epochs; terminals show a progress bar.
+
+    An epoch uses each image at most once, in random order; images that do not fill its last batch
+    are left out.
+
+    Args:
+        params: an IResNet's weights, random or trained.
+        checkpoints: folder in which the state is saved every `SECONDS` and at the end. If it has a
+            state, the training continues from there, as if it had not been interrupted.
+
+    Raises:
+        ConfigError: there are fewer images than a batch has, or they are of another size than the
+            network's.
+        CheckpointError: there are checkpoints, but none can be read.
+        OSError: a checkpoint cannot be written.
+    """
+    _require_fit(config, network, faces)
+    steps = len(faces.labels) // config.batch_size
+    total = steps * config.epochs
+    some = max(count for count in range(1, STEPS_AT_ONCE + 1) if total % count == 0)
+    centre_key, order_key, train_key = jax.random.split(key, 3)
+    state = start(config, params, centre_key, people=int(faces.labels.max()) + 1)
+    state, train_key = sharding.on_all_devices((state, train_key))
+    with contextlib.ExitStack() as stack:
+        save: Callable[[TrainingState], None] | None = None
+        if checkpoints is not None:
+            state = saved.restore(checkpoints, state, counter="step") or state
+            save = stack.enter_context(saved.saving(checkpoints, counter="step"))
+        begun, losses, when = int(state.step), None, time.monotonic()
+        bar = stack.enter_context(tqdm(initial=begun, total=total, unit="step", disable=None))
+        for done in range(begun, total, some):
+            batches = _batches(order_key, faces, config.batch_size, range(done, done + some))
+            if losses is not None:  # of the steps before, which ran while batches were read
+                bar.set_postfix(loss=f"{losses.mean():.4g}", refresh=False)
+            state, losses = train(config, network, state, train_key, batches, steps=steps)
+            bar.update(some)
+            now = time.monotonic()
+            due = done + some >= total or now - when > SECONDS
+            if save and any(processes.gather(due)):  # of several processes, all save or none
+                save(state)
+                when = now
+    return state
+
+
+def _batches(key: Key, faces: Faces, batch_size: int, steps: range) -> Faces:
+    """The batches [T, B, ...] of some steps, counted over all epochs; each epoch has its order."""
+    count = len(faces.labels)
+    an_epoch = count // batch_size
+    orders = {
+        epoch: np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), count))
+        for epoch in {step // an_epoch for step in steps}
+    }
+    starts = [(step // an_epoch, step % an_epoch * batch_size) for step in steps]
+    rows = np.stack([orders[epoch][begin : begin + batch_size] for epoch, begin in starts])
+    return Faces(faces.images[rows], faces.labels[rows].astype(np.int32))
+
+
+def _require_fit(config: FaceRecognitionConfig, network: IResNetConfig, faces: Faces) -> None:
+    size = network.image_size
+    if faces.images.shape[1:] != (size, size, 3):
+        height, width = faces.images.shape[1:3]
+        raise ConfigError(
+            f"The faces have {width} x {height} pixels, the network reads {size} x {size}: resize "
+            "them, or change the network's image_size."
+        )
+    if len(faces.labels) < config.batch_size:
+        raise ConfigError(
+            f"There are {len(faces.labels)} faces, fewer than a batch of {config.batch_size}: "
+            "lower batch_size."
+        )
+
+
+def _optimiser(config: FaceRecognitionConfig, *, steps: int) -> optax.GradientTransformation:
+    """SGD for epochs of so many steps."""
+    schedule = optax.piecewise_constant_schedule(
+        config.learning_rate, {epoch * steps: 0.1 for epoch in config.milestones}
+    )
+    return optax.chain(
+        optax.add_decayed_weights(config.weight_decay, _is_decayed),
+        optax.sgd(schedule, momentum=config.momentum),
+    )
+
+
+def _is_decayed(params: Params) -> Params:
+    """False for the weights of batch norms."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: not any("norm" in str(part) for part in path), params
+    )
+
+
+def _precision(config: FaceRecognitionConfig) -> Precision:
+    if config.precision != "auto":
+        return config.precision
+    return "highest" if jax.default_backend() == "cpu" else "bf16"
