@@ -37,6 +37,8 @@ RIDGE = 1e-3
 
 SMALLEST = 1e-8
 """Variance that is added where all random images are alike."""
+NARROW = 0.1
+"""Least end of a component's range, in standard deviations."""
 
 Features = Callable[[Images], Array]  # [N, H, W, 3] -> [N, F]
 
@@ -81,6 +83,8 @@ class Cloud(struct.PyTreeNode):
     mean: Array  # [F]
     whitening: Array  # [F, F], (features - mean) @ whitening are principal components, variance 1
     points: Array  # [R, BANDS[-1]], largest components of random images
+    lower: Array  # [BANDS[0]], least of the largest components of random images
+    upper: Array  # [BANDS[0]]
     scale: Array  # [bands], limit of a band's distance if it were alone
 
 
@@ -143,9 +147,13 @@ def fit(kinds: tuple[Features, ...], values: Sequence[Array], *, region: float =
             whitening = basis / np.sqrt(variances.clip(0) + RIDGE * variances.mean() + SMALLEST)
             whitening = whitening[:, ::-1]  # largest variance first
             points = (fitted - mean) @ whitening[:, : BANDS[-1]]
-        parts = mean, whitening, points
-        cloud = Cloud(*(jnp.asarray(x, jnp.float32) for x in parts), jnp.ones(len(BANDS) + 1))
-        bands = np.asarray(jax.jit(band_distances)(cloud, jnp.asarray(others, jnp.float32)))
+        lower, upper = (f(points[:, : BANDS[0]], axis=0) for f in (np.min, np.max))
+        # Images that are all alike have a range of 0.
+        ends = lower.clip(max=-NARROW), upper.clip(min=NARROW)
+        parts = mean, whitening, points, *ends, np.ones(len(BANDS) + 1)
+        cloud = Cloud(*(jnp.asarray(x, jnp.float32) for x in parts))
+        components = _components(cloud, jnp.asarray(others, jnp.float32))
+        bands = np.asarray(jax.jit(_band_distances)(cloud, components))
         scale = np.quantile(bands, region, axis=0).clip(SMALLEST)
         clouds.append(cloud.replace(scale=jnp.asarray(scale, jnp.float32)))
         distances.append((bands / scale).max(axis=1))
@@ -156,36 +164,51 @@ def fit(kinds: tuple[Features, ...], values: Sequence[Array], *, region: float =
 def distance(typical: Typical, images: Images) -> Array:
     """Distance of images to random ones [N], relative to the limit: typical ones have at most 1.
 
-    It is the largest of several: of each kind of features, in each band of principal components.
-    All components together would hide that one of them, such as brightness, is far from any random
-    image's.
+    It is the largest of several: of each kind of features, in each band of principal components,
+    and along each of the largest components. All components together would hide that one of them,
+    such as brightness, is far from any random image's.
     """
     return distance_of(typical, [features(images) for features in typical.features])
 
 
 def distance_of(typical: Typical, values: Sequence[Array]) -> Array:
     """The same of the images' features, each kind [N, F]."""
-    each = [
-        jnp.max(band_distances(cloud, some) / cloud.scale[None], axis=1)
-        for some, cloud in zip(values, typical.clouds, strict=True)
-    ]
-    return jnp.max(jnp.stack(each), axis=0) / typical.limit
+    found = []
+    for some, cloud in zip(values, typical.clouds, strict=True):
+        components = _components(cloud, some)
+        bands = _band_distances(cloud, components) / (cloud.scale[None] * typical.limit)
+        found += [jnp.max(bands, axis=1), _reach(cloud, components)]
+    return jnp.max(jnp.stack(found), axis=0)
 
 
-def band_distances(cloud: Cloud, values: Array) -> Array:
-    """Squared distances of features [N, F] in each band of components, [N, bands].
+def _components(cloud: Cloud, values: Array) -> Array:
+    """Principal components of features [N, F], largest first."""
+    return jnp.matmul(values - cloud.mean[None], cloud.whitening, precision="highest")
+
+
+def _band_distances(cloud: Cloud, components: Array) -> Array:
+    """Squared distances [N, bands] of components [N, F] in each band.
 
     Of the large components to the nearest random image, because a rare kind of images is as typical
     as a common one; of the small ones to the mean.
     """
-    centred = values - cloud.mean[None]
-    components = jnp.matmul(centred, cloud.whitening, precision="highest")
     *large, small = jnp.split(components, BANDS, axis=1)
     nearest = [
         jnp.min(_squared_distances(*pair), axis=1) / pair[0].shape[1]
         for pair in zip(large, jnp.split(cloud.points, BANDS[:-1], axis=1), strict=True)
     ]
     return jnp.stack([*nearest, jnp.mean(small**2, axis=1)], axis=1)
+
+
+def _reach(cloud: Cloud, components: Array) -> Array:
+    """Squared ratio [N] of components to the ends of random images' range, of the largest ratio.
+
+    Where random images are diverse, their nearest neighbours are so far that a blank image is near
+    enough; but it is brighter and has less contrast than any.
+    """
+    large = components[:, : BANDS[0]]
+    ends = jnp.where(large < 0, cloud.lower[None], cloud.upper[None])
+    return jnp.max((large / ends) ** 2, axis=1)
 
 
 def _squared_distances(x: Array, y: Array) -> Array:

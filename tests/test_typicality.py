@@ -57,6 +57,17 @@ def test_other_images_are_not(typical: Typical, change) -> None:
     assert (distance(typical, change(images)) > 1).mean() > 0.9
 
 
+def test_nothing_reaches_beyond_random_images() -> None:
+    """Such as in brightness, where images are so diverse that their nearest neighbours are far."""
+    random = np.random.default_rng(0)
+    features = random.standard_t(3, (2048, 100)) * np.where(np.arange(100) < 8, 1, 0.01)
+    features[:, 0] = random.uniform(-4, 4, 2048)
+    typical = typicality.fit((typicality.small,), [jnp.asarray(features)])
+    reaching = jnp.zeros((3, 100)).at[:, 0].set(jnp.array([-4.8, 3.5, 6]))
+    distances = typicality.distance_of(typical, [reaching])
+    assert (np.asarray(distances) <= 1).tolist() == [False, True, False]
+
+
 def test_gradients_lead_back(typical: Typical) -> None:
     image = render(jnp.float32(1), 3 * normal(KEY, 1))
 

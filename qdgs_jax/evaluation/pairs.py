@@ -103,7 +103,7 @@ def read_pairs(
     rows, named = rows[order], named[order]
     both = people[rows]
     same = both[:, 0] == both[:, 1]
-    return Pairs(labelled.pixels, rows, same, both, tuple(named.tolist()) if group else ())
+    return Pairs(labelled.pixels, rows, same, both, tuple(map(str, named)) if group else ())
 
 
 def _draw(
