@@ -3,8 +3,10 @@
 Checkpoints have mutations of their own (`tests/models`); here are all other files that are read.
 """
 
+import io
 import json
 import os
+import pickle
 import resource
 import shutil
 import sys
@@ -22,6 +24,7 @@ from qdgs_jax.config import Config, load_config, save_config
 from qdgs_jax.datasets import export as dataset
 from qdgs_jax.datasets.class_folders import read_folder
 from qdgs_jax.errors import QDGSError
+from qdgs_jax.evaluation.pairs import read_bin
 from qdgs_jax.runs import sampling as runs
 from qdgs_jax.runs.results import load_run
 
@@ -244,6 +247,15 @@ def write_images(folder: Path, suffix: str) -> Path:
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".bmp", ".tif", ".gif"])
 def test_images(attack: Callable, tmp_path: Path, suffix: str) -> None:
     attack(write_images(tmp_path / "images", suffix), f"a/0{suffix}", read_folder)
+
+
+def test_pairs_of_faces(attack: Callable, tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, "JPEG")
+    (tmp_path / "base").mkdir()
+    content = pickle.dumps(([stream.getvalue()] * 4, [True, False]), 4)
+    (tmp_path / "base/lfw.bin").write_bytes(content)
+    attack(tmp_path / "base", "lfw.bin", lambda folder: read_bin(folder / "lfw.bin"))
 
 
 def test_lists_of_images(attack: Callable, tmp_path: Path) -> None:

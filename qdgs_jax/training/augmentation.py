@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from qdgs_jax.models.precision import matmul_precision
 from qdgs_jax.training.config import AugmentationConfig
 from qdgs_jax.typing import Array, Images, Key
 
@@ -34,7 +35,9 @@ def augment(config: AugmentationConfig, key: Key, images: Images) -> Images:
         return image
 
     # One draw for all, since programs with many generators of random numbers compile slowly.
-    return jax.vmap(one)(jax.random.uniform(key, (len(images), 14)), images)
+    numbers = jax.random.uniform(key, (len(images), 14))
+    with matmul_precision("highest"):
+        return jax.vmap(one)(numbers, images)
 
 
 def crop(numbers: Array, image: Array) -> Array:

@@ -1,4 +1,8 @@
-"""IResNets: networks that recognise faces."""
+"""IResNets: networks that recognise faces.
+
+Train them on synthetic people, or on people who agreed. Terms of use of FFHQ forbid to develop face
+recognition with its images, and CLIP's model card puts that out of its scope.
+"""
 
 from qdgs_jax.models.iresnet.modeling import (
     BLOCKS,

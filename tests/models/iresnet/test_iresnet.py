@@ -1,6 +1,7 @@
 """IResNets compute what PyTorch computes, in training too, and are read from both layouts."""
 
 import dataclasses
+import re
 from functools import partial
 from pathlib import Path
 
@@ -103,28 +104,23 @@ def test_initial_weights_and_dropout() -> None:
     assert kernel.shape == (8 * 8 * 3, 40)
     assert kernel.std() == pytest.approx((2 / 40) ** 0.5, rel=0.05)
     assert params["batch_stats"]["norm"]["var"][0] == 1
-    images = jax.random.uniform(jax.random.key(1), (4, 16, 16, 3))
+    images = np.random.default_rng(0).random((4, 16, 16, 3), np.float32)
     train = jax.jit(partial(iresnet.embed_in_training, config), compiler_options=CHEAP)
     first, second, again = (train(params, jax.random.key(n), images)[0] for n in (0, 1, 0))
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, second)
     np.testing.assert_allclose(first.mean(axis=0), np.zeros(40), atol=1e-5)
-    exact, low = (
-        jax.jit(partial(iresnet.embed, config, precision=precision), compiler_options=CHEAP)(
-            params, images
-        )
-        for precision in ("highest", "bf16")
-    )
-    assert low.dtype == jnp.float32
-    assert 0 < np.abs(low - exact).max() < 0.1 * np.abs(exact).max()
+    low = jax.make_jaxpr(partial(iresnet.embed, config, precision="bf16"))(params, images)
+    assert low.out_avals[0].dtype == jnp.float32
+    products = re.findall(r":(\w+)\[[\d,]*\] = (?:conv_general_dilated|dot_general)", str(low))
+    assert products == ["bf16"] * 4  # three convolutions, the linear layer
 
 
-@pytest.mark.parametrize("depth", iresnet.BLOCKS)
-def test_numbers_of_layers(depth: int) -> None:
-    """The stem, two convolutions a block, the linear layer; InsightFace calls IR-101 a 100."""
-    blocks = iresnet.BLOCKS[depth]
-    assert 2 * sum(blocks) + 2 == {101: 100}.get(depth, depth)
-    config = iresnet.IResNetConfig(blocks=blocks)
+def test_numbers_of_layers() -> None:
+    """The stem, two convolutions a block, the linear layer; an IR-101 has 100 of them."""
+    for depth, blocks in iresnet.BLOCKS.items():
+        assert 2 * sum(blocks) + 2 == min(depth, 100)
+    config = iresnet.IResNetConfig(blocks=iresnet.BLOCKS[50])
     shapes = jax.eval_shape(lambda: iresnet.init(config, jax.random.key(0)))["params"]
     assert shapes["dense"]["kernel"].shape == (7 * 7 * 512, 512)
     assert "shortcut" not in shapes["stage1_0"]

@@ -11,11 +11,11 @@ from qdgs_jax.models.layers.batch_norm import EPSILON, BatchNorm, batch_normalis
 from qdgs_jax.typing import Array
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 5, 2), (6, 3), (2, 16, 8, 5)])
+@pytest.mark.parametrize("shape", [(3, 4, 5, 2), (6, 3)])
 def test_values_and_gradients(shape: tuple[int, ...]) -> None:
-    keys = jax.random.split(jax.random.key(0), 4)
-    x = 5 + 2 * jax.random.normal(keys[0], shape)
-    scale, bias = jax.random.normal(keys[1], (2, shape[-1]))
+    random = np.random.default_rng(0)
+    x, cotangent = 5 + 2 * random.standard_normal((2, *shape), np.float32)
+    scale, bias = random.standard_normal((2, shape[-1]), np.float32)
 
     def plain(x: Array, scale: Array, bias: Array) -> Array:
         rows = x.reshape(-1, shape[-1])
@@ -29,7 +29,7 @@ def test_values_and_gradients(shape: tuple[int, ...]) -> None:
 
     def both(function: Callable[..., Array]) -> tuple[Array, ...]:
         y, pull_back = jax.vjp(function, x, scale, bias)
-        return y, *pull_back(jax.random.normal(keys[3], shape))
+        return y, *pull_back(cotangent)
 
     for ours, expected in zip(*jax.jit(lambda: (both(normalise), both(plain)))(), strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
@@ -46,8 +46,9 @@ def test_running_statistics_by_hand() -> None:
 
 
 def test_half_precision_has_float32_statistics() -> None:
-    x = (100 + jax.random.normal(jax.random.key(0), (512, 2))).astype(jnp.bfloat16)
-    y, mean, variance = batch_normalise(x, jnp.ones(2), jnp.zeros(2))
+    x = 100 + np.random.default_rng(0).standard_normal((512, 2))
+    x = jnp.asarray(x, jnp.bfloat16)
+    y, mean, variance = jax.jit(batch_normalise)(x, jnp.ones(2), jnp.zeros(2))
     assert y.dtype == jnp.bfloat16
     np.testing.assert_allclose(mean, np.asarray(x, np.float64).mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(variance, np.asarray(x, np.float64).var(axis=0), rtol=1e-4)
