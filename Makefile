@@ -17,7 +17,7 @@ demo: $(VENV)/installed  ## install, search the built-in shapes generator, expor
 	$(BIN)/qdgs sample configs/search/shapes.toml --out demo/run
 	$(BIN)/qdgs export demo/run demo/dataset
 
-FACERES := qdgs_jax/assets/faceres
+FACERES := $(VENV)/share/qdgs_jax/faceres
 HUMAN_SHA256 := 425e9c51dbbca0c8934362b170cb0d54c2529c11c654b3c03092b16e9d6ad3f7
 
 .PHONY: assets
@@ -26,11 +26,11 @@ assets: $(VENV)/installed $(FACERES)  ## fetch a generator of faces (by pip) and
 
 # Without npm or its registry this says so and succeeds; a file with another checksum is an error.
 $(FACERES):
-	@rm -rf .npm && mkdir .npm
+	@rm -rf .npm && mkdir -p .npm $(@D)
 	@if (cd .npm && npm pack --silent --fetch-retries=1 --fetch-timeout=30000 @vladmandic/human@3.3.6 >/dev/null); then \
 	  cd .npm && echo "$(HUMAN_SHA256)  vladmandic-human-3.3.6.tgz" | sha256sum --check --quiet - && \
 	  tar -xzf vladmandic-human-3.3.6.tgz package/models/faceres.json package/models/faceres.bin && \
-	  mv package/models ../$@; \
+	  mv package/models $(abspath $@); \
 	else \
 	  echo "faceres, which reads faces, could not be fetched: install npm, then 'make assets' again."; \
 	fi
@@ -61,7 +61,7 @@ lock: | $(VENV)/bin/python  ## resolve anew: .ci/oldest.txt for CI, .ci/requirem
 
 .PHONY: clean
 clean:  ## delete the virtual environment and the demo's results
-	rm -rf $(VENV) $(FACERES) demo
+	rm -rf $(VENV) demo
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

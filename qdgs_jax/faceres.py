@@ -5,6 +5,7 @@ file of TensorFlow.js that `make assets` fetches. What it reads is how a picture
 with its stereotypes and mistakes: presentation, not identity.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from qdgs_jax.models.pickles import UnreadableError
 from qdgs_jax.typing import Array, Embeddings, Images, Params
 
 NAME = "faceres"
-PATH = Path(__file__).parent / "assets" / "faceres" / "faceres.json"
+PATH = Path(sys.prefix) / "share/qdgs_jax/faceres/faceres.json"
 """Where `make assets` puts its file, and that of its weights beside it."""
 PACKAGE = "npm's @vladmandic/human 3.3.6"
 SIDE = 224

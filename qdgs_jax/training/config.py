@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from qdgs_jax.models.precision import Precision
 from qdgs_jax.schema import Count, Fraction, Positive, Weight, checked, read_toml, validate
 
 Width = Annotated[int, Field(ge=1, le=65_536)]
@@ -100,7 +99,7 @@ class FaceRecognitionConfig:
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Weight = 1e-4
     """Of all weights but those of batch norms."""
-    precision: Literal[Precision, "auto"] = "auto"
+    precision: Literal["auto", "highest", "default", "bf16"] = "auto"
     """Of the network, see `qdgs_jax.models.clip.embed_images`; `auto`: bf16 on accelerators,
     highest on CPUs. Weights, statistics and logits are float32 in any case."""
 
