@@ -167,7 +167,7 @@ def test_any_number_of_processes_and_devices_writes_the_same_bytes(
 ) -> None:
     source = run if command == "export" else config
     # With more devices than cores, XLA has more threads on a CPU, which sum in another order.
-    for name, topology in {"two": (2, 2), "one": (1, 1)}.items():
+    for name, topology in {"two": (2, 2), "one": (1, 1), "many": (1, 2)}.items():
         result = json.loads(qdgs(*topology, command, source, tmp_path / name, "--count", "45"))
         assert result["written"] == 45
     written = {
@@ -176,10 +176,11 @@ def test_any_number_of_processes_and_devices_writes_the_same_bytes(
             for path in sorted((tmp_path / name).rglob("*"))
             if path.is_file()
         }
-        for name in ("one", "two")
+        for name in ("one", "two", "many")
     }
     assert len(written["one"]) > 45
     assert written["one"] == written["two"]
+    assert written["one"] == written["many"]
 
 
 @pytest.mark.slow

@@ -145,7 +145,7 @@ def test_three_lines_make_a_dataset(folder: Path) -> None:
     text = (ROOT / "configs/search/shapes.toml").read_text()
     shorter.write_text(text.replace("generations = 200", "generations = 20"))
     exec(EXAMPLES[DEMO], {})
-    assert len(list((folder / "dataset").glob("*/*.png"))) >= 500
+    assert len(list((folder / "dataset").glob("*/*.png"))) == 1000
 
 
 def test_the_readme_is_short() -> None:

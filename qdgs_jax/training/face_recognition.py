@@ -98,7 +98,7 @@ def train(
     def loss(params: Params, statistics: Params, batch: tuple[Faces, Array]) -> tuple[Array, Any]:
         faces, step = batch
         change_key, dropout_key = jax.random.split(jax.random.fold_in(key, step))
-        images = sharding.by_rows(faces.images).astype(jnp.float32) / 255
+        images = sharding.by_rows(faces.images).astype(float) / 255  # JAX's default, float32
         images = sharding.by_rows(augment(config.augmentation, change_key, images))
         embeddings, batch_stats = iresnet.embed_in_training(
             network,

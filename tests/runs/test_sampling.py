@@ -281,7 +281,7 @@ def test_a_torn_last_line_of_metrics_is_written_again(finished: Path, config: Co
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("log_every", [3])
+@pytest.mark.parametrize("log_every", [3, 12])
 def test_a_finished_run_continues_to_more_generations(
     tmp_path: Path, config: Config, log_every: int
 ) -> None:

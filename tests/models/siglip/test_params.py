@@ -1,4 +1,4 @@
-"""Every tensor of a file is used, every leaf is filled, and what is no SigLIP is told."""
+"""Every tensor of a file is used, every leaf is filled, and other networks are refused."""
 
 import json
 import shutil
