@@ -3,11 +3,12 @@
 A search finds latents that a generator never draws, and directions of latents, as probable as any
 other, that lead to textures and glare. Both are detected by their distance to random ones, without
 anything to tune: limits are quantiles of random latents and images. Random images are points in a
-space of features, here small versions of them and the contrast of their details. Typical is what
-lies as near to one of them as other random images do (Sun et al., "Out-of-Distribution Detection
-with Deep Nearest Neighbors", ICML 2022).
+space of features, here small versions of them, the contrast of their details, and their colours.
+Typical is what lies as near to one of them as other random images do (Sun et al., "Out-of-
+Distribution Detection with Deep Nearest Neighbors", ICML 2022), and no further out.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -28,6 +29,9 @@ SAMPLES = 2048
 REGION = 0.65
 """Share of random images that count as typical. A search ends near the limits that it is given: in
 the region of 99 %, other features than these find many of its images outside of theirs."""
+TAIL = 0.005
+"""Share of random images beyond each end of a large component's range. A search that spreads evenly
+goes as often to the ends as to the middle."""
 SIDE = 16
 """Side of the small images, in pixels."""
 BANDS = (8, 64)
@@ -83,8 +87,8 @@ class Cloud(struct.PyTreeNode):
     mean: Array  # [F]
     whitening: Array  # [F, F], (features - mean) @ whitening are principal components, variance 1
     points: Array  # [R, BANDS[-1]], largest components of random images
-    lower: Array  # [BANDS[0]], least of the largest components of random images
-    upper: Array  # [BANDS[0]]
+    lower: Array  # [C], ends of the C <= BANDS[0] largest components of random images
+    upper: Array  # [C]
     scale: Array  # [bands], limit of a band's distance if it were alone
 
 
@@ -131,12 +135,19 @@ def features_of(
     return features
 
 
-def fit(kinds: tuple[Features, ...], values: Sequence[Array], *, region: float = REGION) -> Typical:
+def fit(
+    kinds: tuple[Features, ...],
+    values: Sequence[Array],
+    *,
+    region: float = REGION,
+    tail: float = TAIL,
+) -> Typical:
     """Fits kinds of features.
 
     Args:
         values: of each kind, those of the same random images, [N, F].
-        region: share of random images that is within the limit.
+        region: share of random images that is within the limit of distances.
+        tail: share of random images that is beyond each end of a component's range.
     """
     clouds, distances = [], []
     for each in values:
@@ -147,10 +158,10 @@ def fit(kinds: tuple[Features, ...], values: Sequence[Array], *, region: float =
             whitening = basis / np.sqrt(variances.clip(0) + RIDGE * variances.mean() + SMALLEST)
             whitening = whitening[:, ::-1]  # largest variance first
             points = (fitted - mean) @ whitening[:, : BANDS[-1]]
-        lower, upper = (f(points[:, : BANDS[0]], axis=0) for f in (np.min, np.max))
+        lower, upper = np.quantile(points[:, : BANDS[0]], (tail, 1 - tail), axis=0)
         # Images that are all alike have a range of 0.
         ends = lower.clip(max=-NARROW), upper.clip(min=NARROW)
-        parts = mean, whitening, points, *ends, np.ones(len(BANDS) + 1)
+        parts = mean, whitening, points, *ends, np.ones(())
         cloud = Cloud(*(jnp.asarray(x, jnp.float32) for x in parts))
         components = _components(cloud, jnp.asarray(others, jnp.float32))
         bands = np.asarray(jax.jit(_band_distances)(cloud, components))
@@ -187,17 +198,20 @@ def _components(cloud: Cloud, values: Array) -> Array:
 
 
 def _band_distances(cloud: Cloud, components: Array) -> Array:
-    """Squared distances [N, bands] of components [N, F] in each band.
+    """Squared distances [N, bands] of components [N, F] in each band that they have.
 
     Of the large components to the nearest random image, because a rare kind of images is as typical
     as a common one; of the small ones to the mean.
     """
-    *large, small = jnp.split(components, BANDS, axis=1)
-    nearest = [
-        jnp.min(_squared_distances(*pair), axis=1) / pair[0].shape[1]
-        for pair in zip(large, jnp.split(cloud.points, BANDS[:-1], axis=1), strict=True)
+    count = components.shape[1]
+    distances = [
+        jnp.min(_squared_distances(components[:, a:b], cloud.points[:, a:b]), axis=1) / (b - a)
+        for a, b in itertools.pairwise((0, *(min(end, count) for end in BANDS)))
+        if b > a
     ]
-    return jnp.stack([*nearest, jnp.mean(small**2, axis=1)], axis=1)
+    if count > BANDS[-1]:
+        distances.append(jnp.mean(components[:, BANDS[-1] :] ** 2, axis=1))
+    return jnp.stack(distances, axis=1)
 
 
 def _reach(cloud: Cloud, components: Array) -> Array:
@@ -235,6 +249,13 @@ def details(images: Images) -> Array:
     return jnp.hstack(rows)
 
 
+def colours(images: Images) -> Array:
+    """Mean and standard deviation of each colour: rows [N, 6]."""
+    images = _resized(images, SIDE)
+    means, variances = (f(images, axis=(1, 2)) for f in (jnp.mean, jnp.var))
+    return jnp.hstack([means, jnp.sqrt(variances + 1e-6)])  # a root of 0 has no gradient
+
+
 def _resized(images: Images, side: int) -> Array:
     if images.shape[1:3] == (side, side):
         return images
@@ -263,5 +284,5 @@ def untrained(images: Images) -> Array:
     return _pooled(x, 2).reshape(len(x), -1)
 
 
-KINDS: tuple[Features, ...] = (small, details)
+KINDS: tuple[Features, ...] = (small, details, colours)
 """The features that a search sees."""

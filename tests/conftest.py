@@ -21,13 +21,20 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture(scope="session", autouse=True)
 def programs_on_disk(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keeps what is compiled, for tests that compile the same again, here or in processes that they
-    start; never in the user's cache folder."""
-    folder = str(tmp_path_factory.mktemp("programs"))
-    if cli.can_keep_programs():
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    """Keeps what is compiled, for tests that compile the same again, in any of pytest's workers or
+    in processes that tests start; never in the user's cache folder."""
+    session = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        session = session.parent
+    settings = {
+        "jax_compilation_cache_dir": str(session / "programs"),
+        "jax_compilation_cache_max_size": 4 * 2**30,  # with a limit, JAX locks the folder
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
+    }
+    for name, value in settings.items():
+        jax.config.update(name, value)
+        if cli.can_keep_programs():
+            os.environ[name.upper()] = str(value)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,6 +55,7 @@ def reference() -> Path:
 
 
 SIDE = 4  # pixels of the toy generator's images
+PIXELS = SIDE * SIDE * 3
 
 
 def toy_images(params: jax.Array, latents: jax.Array) -> jax.Array:
@@ -68,18 +76,8 @@ def second_opinion() -> Iterator[Callable[..., float]]:
         yield judge
 
 
-@pytest.fixture
-def toy_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A linear generator of 4 x 4 images and an encoder that reads text by its length."""
-    pixels, width = SIDE * SIDE * 3, 8
-    image_weights, text_weights, render_weights = (
-        jax.random.normal(key, shape)
-        for key, shape in zip(
-            jax.random.split(jax.random.key(1), 3),
-            [(pixels, width), (3, width), (5, pixels)],
-            strict=True,
-        )
-    )
+def toy_generator() -> tuple[Generator, jax.Array]:
+    """A linear generator of 4 x 4 images from 5 latents."""
     generator = Generator(
         name="toy",
         sha256="0" * 64,
@@ -88,6 +86,11 @@ def toy_models(monkeypatch: pytest.MonkeyPatch) -> None:
         sample=lambda key, n: jax.random.normal(key, (n, 5)),
         render=toy_images,
     )
+    return generator, jax.random.normal(jax.random.split(jax.random.key(1), 3)[2], (5, PIXELS))
+
+
+def toy_encoder() -> tuple[Encoder, dict[str, jax.Array]]:
+    """A linear encoder that reads text by its length."""
     encoder = Encoder(
         name="toy",
         sha256="1" * 64,
@@ -97,9 +100,16 @@ def toy_models(monkeypatch: pytest.MonkeyPatch) -> None:
         tokenize=lambda texts: jnp.array([[len(t), ord(t[0]) % 9, 1.0] for t in texts]),
         unknown_words=lambda text: [],
     )
-    weights = {"image": image_weights, "text": text_weights}
-    monkeypatch.setattr(generators, "load", lambda model, **_: (generator, render_weights))
-    monkeypatch.setattr(encoders, "load", lambda model, **_: (encoder, weights))
+    keys = jax.random.split(jax.random.key(1), 3)
+    weights = {"image": jax.random.normal(keys[0], (PIXELS, 8))}
+    return encoder, {**weights, "text": jax.random.normal(keys[1], (3, 8))}
+
+
+@pytest.fixture
+def toy_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any generator and encoder of a config is the toy one."""
+    for module, model in ((generators, toy_generator()), (encoders, toy_encoder())):
+        monkeypatch.setattr(module, "load", lambda *_, made=model, **__: made)
 
 
 @pytest.fixture

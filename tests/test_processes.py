@@ -18,13 +18,15 @@ from qdgs_jax.cli import run_command
 from qdgs_jax.errors import ConfigError, LostProcessError, QDGSError
 
 CONFIG = """
+generator.model = "tests.conftest:toy_generator"
+encoder.model = "tests.conftest:toy_encoder"
 [objective]
-positive = "A perfect shape."
-negative = "Splatters of colors."
+positive = "good"
+negative = "bad thing"
 [[measures]]
 name = "colour"
-low = "A red shape."
-high = "A blue shape."
+low = "one"
+high = "twenty two"
 range = [-0.5, 0.5]
 cells = 20
 [[measures]]
@@ -56,7 +58,7 @@ class Command:
         joined = ["--distributed", "--coordinator", f"localhost:{port}", "--processes", str(count)]
         self.started = [
             subprocess.Popen(
-                [sys.executable, "-m", "qdgs_jax", *map(str, arguments)]
+                [sys.executable, "-m", "qdgs_jax", *map(str, arguments), "--allow-code"]
                 + ([*joined, "--process", str(process)] if count > 1 else []),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -173,7 +173,9 @@ def _typical(problem: Problem, latents: np.ndarray) -> float:
     random = problem.generator.sample(jax.random.key(KEYS[1]), typicality.SAMPLES)
     size = problem.config.search.chunk
     of_images = typicality.features_of(problem.generator, kinds, size)
-    typical = typicality.fit(kinds, of_images(problem.params["generator"], random), region=0.99)
+    typical = typicality.fit(
+        kinds, of_images(problem.params["generator"], random), region=0.99, tail=0
+    )
     rows = np.linspace(0, len(latents) - 1, min(IMAGES, len(latents))).astype(int)
     values = of_images(problem.params["generator"], jnp.asarray(latents[rows]))
     return float((typicality.distance_of(typical, values) <= 1).mean())
