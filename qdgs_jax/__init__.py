@@ -25,7 +25,9 @@ The modules are the stages, in this order; each is useful alone:
     encoders        images, text -> embeddings
     prompts         prompt pairs -> prompt embeddings
     faceres         a network that reads ages, presentations and embeddings of faces
+    blazeface       a network that finds faces, and their alignment
     image_measures  what a measure can name instead of prompts
+    expressions     a network that reads expressions of faces
     typicality      how typical latents and images are of a generator
     jacobian        the protocol of scores, and their gradients
     scoring         latents -> objective and measures
@@ -38,7 +40,7 @@ The modules are the stages, in this order; each is useful alone:
     collectives     what devices exchange in a compiled program
     compilation     a config's programs for chips that are not there: whether they fit
     runs            a run's folder: metrics, checkpoints, pictures
-    datasets        a run's elites -> a balanced dataset on disk, and class folders read back
+    datasets        a run's elites -> a balanced dataset or identities on disk; any folder of images
     training        images and labels -> a trained classifier
     evaluation      accuracy by group, and equalised odds
     shapes          the built-in domain: drawings, captions, how its models are trained

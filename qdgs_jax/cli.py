@@ -128,6 +128,7 @@ def run_command(arguments: list[str]) -> int:
                 "sample": functools.partial(sample, overrides=config),
                 "bins": show_bins,
                 "export": export,
+                "annotate": annotate,
                 "baseline": functools.partial(baseline, overrides=config),
                 "train": functools.partial(
                     train, overrides=named_config(arguments, TrainConfig, "train") or TrainConfig()
@@ -198,7 +199,7 @@ def sample(
             working folder.
     """
     _require_read(config, overrides)
-    _require_acknowledged(overrides, acknowledge_notice)
+    _require_acknowledged(overrides.notice, acknowledge_notice)
     from qdgs_jax import sharding  # jax is slow to import
 
     if dry_run:
@@ -282,6 +283,20 @@ def export(
         tell({"dataset": str(out), **balance.as_dict()}, literal(str(balance)))
 
 
+def annotate(folder: Positional[Path], *, acknowledge_notice: bool = False) -> None:
+    """Add to a folder's metadata.jsonl what networks read from the faces of its images.
+
+    Args:
+        folder: images of anybody, or a dataset of `qdgs export`.
+        acknowledge_notice: continue although there is a notice.
+    """
+    _require_acknowledged("readings", acknowledge_notice)
+    from qdgs_jax.datasets import annotations
+
+    annotated = annotations.annotate(folder)
+    tell({"dataset": str(folder), **annotated.as_dict()}, literal(str(annotated)))
+
+
 def show_bins(
     run: Positional[Path],
     *,
@@ -351,7 +366,7 @@ def baseline(
             working folder.
     """
     _require_read(config, overrides)
-    _require_acknowledged(overrides, acknowledge_notice)
+    _require_acknowledged(overrides.notice, acknowledge_notice)
     from qdgs_jax.datasets import export as dataset
 
     with computing.used() as reports:
@@ -530,10 +545,10 @@ def convert(
     tell({"model": str(out)}, "Written to {model}")
 
 
-def _require_acknowledged(config: Config, acknowledged: bool) -> None:
-    """Refuses a config with a notice until the notice is acknowledged."""
-    if config.notice and not acknowledged:
-        raise ConfigError(f"{NOTICES[config.notice]} Continue with --acknowledge-notice.")
+def _require_acknowledged(notice: str, acknowledged: bool) -> None:
+    """Refuses what has a notice, by its name or "", until the notice is acknowledged."""
+    if notice and not acknowledged:
+        raise ConfigError(f"{NOTICES[notice]} Continue with --acknowledge-notice.")
 
 
 def _require_read(config: Path, overrides: Config) -> None:

@@ -23,9 +23,13 @@ NOTICES = {
     "and balanced means balanced under this encoder only. The makers of FFHQ and of CLIP exclude "
     "face recognition from their use: do not use these images for it either. Ages and "
     "presentations are a network's readings, with its stereotypes and mistakes; presentation is "
-    "not identity."
+    "not identity.",
+    "readings": "Ages, presentations, expressions and skin tones are readings of small networks "
+    "and of a formula, with their stereotypes and mistakes. They say how a picture looks to a "
+    "network, and are not facts about people: not anybody's age, gender, feelings or descent. "
+    "Decide nothing about anybody by them.",
 }
-"""Texts that a user acknowledges before a search, by their names in `notice`."""
+"""Texts that a user acknowledges first, by name; a config's `notice` can name the first."""
 
 MAX_CELLS = 10**8
 """Of a grid."""

@@ -6,7 +6,7 @@ with its stereotypes and mistakes: presentation, not identity.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,22 +48,49 @@ def load(path: Path | None = None) -> tuple[tfjs.Graph, Params]:
         ConfigError: that one has not been fetched.
         CheckpointError: the file cannot be read, or holds another network.
     """
-    path = path or PATH
-    if path == PATH and not path.exists():
+    if path in (None, PATH) and not PATH.exists():
         raise ConfigError(
             f"The network {NAME} is not there: run `make assets`, which needs npm, or give the "
             f"path of models/faceres.json of {PACKAGE} in place of its name."
         )
+    return load_network(path or PATH, NAME, (2, SIDE, SIDE, 3), _SHAPES)
+
+
+def fetched(name: str) -> Path:
+    """The file of another network of `PACKAGE`, which `make assets` puts beside that of faceres.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    path = PATH.with_name(f"{name}.json")
+    if not path.exists():
+        raise ConfigError(f"The network {name} is not there: run `make assets`, which needs npm.")
+    return path
+
+
+def load_network(
+    path: Path, name: str, image_shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[tfjs.Graph, Params]:
+    """A network of `PACKAGE`, known by its nodes.
+
+    Args:
+        name: of its file in `PACKAGE`, without its end.
+        image_shape: of a batch.
+        shapes: name of a node -> shape of its values for such a batch.
+
+    Raises:
+        CheckpointError: the file cannot be read, or holds another network.
+    """
     graph, params = tfjs.load(path)
-    images = jax.ShapeDtypeStruct((2, SIDE, SIDE, 3), jnp.float32)
-    with explained(path, f"give models/faceres.json of {PACKAGE}"):
-        if not _SHAPES.keys() <= {node.name for node in graph.nodes}:
-            raise UnreadableError(f"it is not {NAME}")
+    with explained(path, f"give models/{name}.json of {PACKAGE}"):
+        if not shapes.keys() <= {node.name for node in graph.nodes}:
+            raise UnreadableError(f"it is not {name}")
         found = jax.eval_shape(
-            lambda images: tfjs.apply(graph, params, images, tuple(_SHAPES)), images
+            lambda images: tfjs.apply(graph, params, images, tuple(shapes)),
+            jax.ShapeDtypeStruct(image_shape, jnp.float32),
         )
-        if any(found[name].shape != shape for name, shape in _SHAPES.items()):
-            raise UnreadableError(f"it is not {NAME}")
+        if any(found[node].shape != shape for node, shape in shapes.items()):
+            raise UnreadableError(f"it is not {name}")
     return graph, params
 
 

@@ -14,6 +14,11 @@ from qdgs_jax.errors import ConfigError, did_you_mean
 from qdgs_jax.generators import sha256_of
 from qdgs_jax.typing import Array, Images, Params
 
+TONES = ("dark", "brown", "tan", "intermediate", "light", "very light")
+"""Classes of the individual typology angle (Del Bino and Bernerd 2013)."""
+TONE_EDGES = (-30.0, 10.0, 28.0, 41.0, 55.0)
+"""Degrees between `TONES`."""
+
 ImageMeasure = Callable[[Images], Array]  # [N, H, W, 3] -> [N]
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -47,10 +52,9 @@ def coverage(images: Images) -> Array:
 def skin_tone(images: Images) -> Array:
     """Individual typology angle of a face's skin, from about -90 (dark) to 90 (light) degrees.
 
-    ITA = atan((L* - 50) / b*). Above 55 is very light, above 41 light, above 28 intermediate, above
-    10 tan, above -30 brown, and dark below (Del Bino and Bernerd 2013). It is the angle of the
-    skin's mean colour, because angles of single dark pixels are unreliable. If light makes skin
-    bluish, b* < 0, the angle continues beyond +-90 without a jump.
+    ITA = atan((L* - 50) / b*), whose classes are `TONES`. It is the angle of the skin's mean
+    colour, because angles of single dark pixels are unreliable. If light makes skin bluish, b* < 0,
+    the angle continues beyond +-90 without a jump.
 
     Skin is the most common reddish and yellowish colour in an ellipse in the middle. This excludes
     hair, glasses, mouths and highlights, unless they have the colour of skin.

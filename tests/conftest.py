@@ -1,13 +1,16 @@
 """Fixtures shared by all tests."""
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # here and in processes that tests start
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from qdgs_jax import cli, encoders, generators
@@ -130,3 +133,43 @@ def toy_config() -> Config:
         },
         source="test",
     )  # fmt: skip
+
+
+def write_network(
+    path: Path, image_shape: tuple[int, ...], outputs: dict[str, tuple[np.ndarray, list[int]]]
+) -> Path:
+    """A graph model of TensorFlow.js whose outputs are linear in the mean pixel.
+
+    Args:
+        image_shape: of a batch.
+        outputs: name -> matrix [C, n], and the shape of the values.
+    """
+    dim = [{"size": str(size)} for size in (-1, *image_shape[1:])]
+    nodes: list[dict[str, Any]] = [
+        {"name": "input", "op": "Placeholder", "attr": {"shape": {"shape": {"dim": dim}}}},
+        {"name": "mean", "op": "Mean", "input": ["input", "axes"]},
+    ]
+    constants = {"axes": np.array([1, 2], np.int32)}
+    for name, (matrix, shape) in outputs.items():
+        constants |= {f"{name}/weights": matrix.astype(np.float32)}
+        constants |= {f"{name}/shape": np.array(shape, np.int32)}
+        nodes += [
+            {"name": f"{name}/flat", "op": "MatMul", "input": ["mean", f"{name}/weights"]},
+            {"name": name, "op": "Reshape", "input": [f"{name}/flat", f"{name}/shape"]},
+        ]
+    nodes += [{"name": name, "op": "Const"} for name in constants]
+    weights = [
+        {"name": name, "shape": list(each.shape), "dtype": each.dtype.name}
+        for name, each in constants.items()
+    ]
+    path.parent.mkdir(exist_ok=True)
+    path.with_suffix(".bin").write_bytes(b"".join(each.tobytes() for each in constants.values()))
+    manifest = [{"paths": [f"{path.stem}.bin"], "weights": weights}]
+    model = {"modelTopology": {"node": nodes}, "weightsManifest": manifest}
+    path.write_text(json.dumps({"format": "graph-model", **model}))
+    return path
+
+
+@pytest.fixture(name="write_network")
+def write_network_() -> Callable[..., Path]:
+    return write_network

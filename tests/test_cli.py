@@ -106,6 +106,16 @@ def test_killed_run_resumes_bit_for_bit(run: Path, tmp_path: Path) -> None:
     assert generations_of(out) == generations_of(run)
 
 
+def test_readings_of_faces_have_a_notice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["annotate", str(tmp_path)]) == 2
+    assert "not facts about people" in (sentence := told(capsys))
+    assert sentence.endswith("Continue with --acknowledge-notice.\n")
+    assert run_command(["annotate", str(tmp_path / "none"), "--acknowledge-notice"]) == 2
+    assert "is no folder of images" in told(capsys)
+
+
 @pytest.mark.parametrize("command", [["sample"], ["baseline"]])
 def test_a_notice_is_shown_until_it_is_acknowledged(
     command: list[str],

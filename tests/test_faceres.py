@@ -1,7 +1,7 @@
 """What faceres reads as measures; a toy network takes its place."""
 
 import hashlib
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,35 +21,16 @@ AGES[:, 29], AGES[:, 69] = 0.01, (0.02, 0.01, 0.0)  # ages 30 and 70
 
 
 @pytest.fixture(autouse=True)
-def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_network: Callable[..., Path]
+) -> Path:
     """A file of faceres whose outputs are linear in the mean pixel; it stands at its place."""
-    names = {
-        "global_pooling/Mean": np.eye(3, 1024, dtype=np.float32),
-        "age_pred/BiasAdd": AGES,
-        "gender_pred/BiasAdd": MALE,
+    outputs = {
+        "global_pooling/Mean": (np.eye(3, 1024), [-1, 1024]),
+        "age_pred/BiasAdd": (AGES, [-1, 100]),
+        "gender_pred/BiasAdd": (MALE, [-1, 1]),
     }
-    dim = [{"size": str(size)} for size in (-1, 224, 224, 3)]
-    shape: dict[str, Any] = {"shape": {"shape": {"dim": dim}}}
-    nodes: list[dict[str, Any]] = [
-        {"name": "input", "op": "Placeholder", "attr": shape},
-        {"name": "axes", "op": "Const"},
-        {"name": "mean", "op": "Mean", "input": ["input", "axes"]},
-    ]
-    weights: list[dict[str, Any]] = [{"name": "axes", "shape": [2], "dtype": "int32"}]
-    content = np.array([1, 2], np.int32).tobytes()
-    for name, matrix in names.items():
-        nodes += [
-            {"name": f"{name}/weights", "op": "Const"},
-            {"name": name, "op": "MatMul", "input": ["mean", f"{name}/weights"]},
-        ]
-        weights.append({"name": f"{name}/weights", "shape": list(matrix.shape), "dtype": "float32"})
-        content += matrix.tobytes()
-    path = tmp_path / "faceres" / "faceres.json"
-    path.parent.mkdir()
-    path.with_suffix(".bin").write_bytes(content)
-    manifest = [{"paths": ["faceres.bin"], "weights": weights}]
-    model = {"modelTopology": {"node": nodes}, "weightsManifest": manifest}
-    path.write_text(json.dumps({"format": "graph-model", **model}))
+    path = write_network(tmp_path / "faceres/faceres.json", (2, 224, 224, 3), outputs)
     monkeypatch.setattr(faceres, "PATH", path)
     return path
 

@@ -10,10 +10,10 @@ PACKAGE = Path(__file__).parents[1] / "qdgs_jax"
 ORDER = [
     "typing", "errors", "processes", "files", "plugins", "schema", "search_config", "config",
     "folders", "provenance", "chunks", "sharding", "keys", "models", "generators", "encoders",
-    "prompts", "faceres", "image_measures", "typicality", "jacobian", "scoring", "automatic",
-    "archives", "emitters", "search", "problem", "bins", "collectives", "compilation", "runs",
-    "datasets", "training", "evaluation", "shapes", "experiments", "catalogue", "named_config",
-    "terminal", "cli", "__main__",
+    "prompts", "faceres", "blazeface", "image_measures", "expressions", "typicality", "jacobian",
+    "scoring", "automatic", "archives", "emitters", "search", "problem", "bins", "collectives",
+    "compilation", "runs", "datasets", "training", "evaluation", "shapes", "experiments",
+    "catalogue", "named_config", "terminal", "cli", "__main__",
 ]  # fmt: skip
 PORTS = {"clip", "dcgan", "iresnet", "siglip", "stylegan2", "tfjs", "vae"}
 SOURCES = sorted(PACKAGE.rglob("*.py"))

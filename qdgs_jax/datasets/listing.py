@@ -104,7 +104,7 @@ def read_metadata(folder: Path, group: str | None) -> list[Entry]:
     entries = []
     try:
         with open(metadata, "rb") as file:
-            for number, record in _records(metadata, file):
+            for number, record in records(metadata, file):
                 if group and group not in record:
                     raise ConfigError(
                         f"{metadata} has no column '{group}'{did_you_mean(group, record)} in line "
@@ -130,8 +130,14 @@ def top(path: str) -> str:
     return path.partition("/")[0]
 
 
-def _records(metadata: Path, file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line numbers and records. Lines end in \\n alone: U+2028 and others may stand in a text."""
+def records(metadata: Path, file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers and records of an open metadata.jsonl.
+
+    Lines end in \\n alone: U+2028 and others may stand in a text.
+
+    Raises:
+        ConfigError: a line is not JSON with a `file_name`.
+    """
     number = 0
     while line := file.readline(MAX_LINE + 1):
         number += 1

@@ -78,6 +78,20 @@ def entries(path: Path) -> Iterator[dict[str, Any]] | None:
     return None
 
 
+def renew(out: Path, names: set[str]) -> None:
+    """Renews the entries of files that a manifest lists and that were changed on purpose; whatever
+    else is called manifest.json stays as it is."""
+    path = out / MANIFEST
+    if not path.is_file() or entries(path) is None:
+        return
+    starts = {f'  {{"file_name": {json.dumps(name)},'.encode(): name for name in names}
+    with open(path, "rb") as old, files.replacing(path) as new:
+        while line := old.readline(MAX_HEADER):
+            name = next((starts[start] for start in starts if line.startswith(start)), None)
+            end = b",\n" if line.endswith(b",\n") else b"\n"
+            new.write(entry(out, name) + end if name else line)
+
+
 def _entries(path: Path, start: int) -> Iterator[dict[str, Any]]:
     with open(path, "rb") as file:
         file.seek(start)

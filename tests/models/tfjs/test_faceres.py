@@ -1,4 +1,4 @@
-"""faceres agrees with TensorFlow.js; the values are by make_faceres_golden.py."""
+"""Networks of faces agree with TensorFlow.js; the values are by make_faceres_golden.py."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qdgs_jax import faceres
+from qdgs_jax import blazeface, expressions, faceres
 from qdgs_jax.models import tfjs
 
 pytestmark = pytest.mark.skipif(
@@ -23,6 +23,32 @@ def test_it_agrees_with_tensorflow_js() -> None:
     found = jax.jit(lambda params, x: tfjs.apply(graph, params, x))(params, PIXELS)
     for name, values in found.items():
         np.testing.assert_allclose(values, GOLDEN[f"node {name}"], atol=1e-4)
+
+
+needs_others = pytest.mark.skipif(
+    not faceres.PATH.with_name("emotion.json").exists(), reason="needs a newer `make assets`"
+)
+
+
+@needs_others
+def test_expressions_agree_with_tensorflow_js() -> None:
+    graph, params = expressions.load()
+    images = jnp.asarray(GOLDEN["images"].repeat(2, axis=1).repeat(2, axis=2) / 255, jnp.float32)
+    found = jax.jit(lambda params, x: expressions.probabilities(graph, params, x))(params, images)
+    np.testing.assert_allclose(found, GOLDEN["emotion"], atol=1e-4)
+
+
+@needs_others
+def test_the_detector_agrees_with_tensorflow_js() -> None:
+    graph, params = blazeface.load()
+    canvases = jnp.asarray(GOLDEN["images"].repeat(8, axis=1).repeat(8, axis=2) / 255, jnp.float32)
+    names = tuple(name for name in GOLDEN.files if name.startswith("blazeface"))
+    run = jax.jit(lambda params, x: tfjs.apply(graph, params, x))
+    for number, canvas in enumerate(canvases):
+        found = run(params, 2 * canvas[None] - 1)
+        for name in names:
+            values = found[name.removeprefix("blazeface ")][0, ::8]
+            np.testing.assert_allclose(values, GOLDEN[name][number], rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.slow
