@@ -129,6 +129,7 @@ def run_command(arguments: list[str]) -> int:
                 "bins": show_bins,
                 "export": export,
                 "annotate": annotate,
+                "identities": identities,
                 "baseline": functools.partial(baseline, overrides=config),
                 "train": functools.partial(
                     train, overrides=named_config(arguments, TrainConfig, "train") or TrainConfig()
@@ -281,6 +282,40 @@ def export(
         )
     if reports:
         tell({"dataset": str(out), **balance.as_dict()}, literal(str(balance)))
+
+
+def identities(
+    run: Positional[Path],
+    out: Positional[Path],
+    *,
+    count: int = 100,
+    min_objective: float | None = None,
+    seed: int = 0,
+    bins: Path | None = None,
+    acknowledge_notice: bool = False,
+    allow_code: bool = False,
+) -> None:
+    """Render identities from the elites of a run over faces, a folder of aligned faces for each.
+
+    Args:
+        run: run folder that `qdgs sample` has finished.
+        out: folder of the dataset.
+        count: identities.
+        min_objective: leave out elites below it; the config's export.min_objective if not given.
+        seed: seed of the choice among elites.
+        bins: TOML file of `[[bins]]` tables in place of the config's bins.
+        acknowledge_notice: continue although there is a notice.
+        allow_code: import a generator that is a function of another package or of the working
+            folder.
+    """
+    _require_acknowledged("faces", acknowledge_notice)
+    from qdgs_jax.datasets.identities import make_identities
+
+    made = make_identities(
+        run, out, count=count, min_objective=min_objective, seed=seed, bins=bins,
+        allow_code=allow_code,
+    )  # fmt: skip
+    tell({"dataset": str(out), **made.as_dict()}, literal(str(made)))
 
 
 def annotate(folder: Positional[Path], *, acknowledge_notice: bool = False) -> None:

@@ -85,6 +85,8 @@ TYPES = {
     "cell": "int64",
     "latent_row": "int64",
     "generator_class": "string",
+    "offset_u": "int64",
+    "offset_v": "int64",
     "generator": "string",
     "encoder": "string",
     "seed": "int64",
@@ -106,7 +108,7 @@ def card(header: dict[str, Any], balance: dict[str, Any], table: ImageTable) -> 
     steered = header.get("archive_sha256") is not None
     return CARD.format(
         license="cc0-1.0" if free else "other\nlicense_name: that-of-the-generator",
-        size=next((name for end, name in SIZES if balance["got"] < end), "1M<n<10M"),
+        size=size_of(balance["got"]),
         notice=f"\n{NOTICES[config['notice']]}\n" if config["notice"] else "",
         generator=generator["name"],
         generator_sha256=generator["sha256"],
@@ -127,8 +129,8 @@ def card(header: dict[str, Any], balance: dict[str, Any], table: ImageTable) -> 
             if table.part is None
             else "`train` and `test` share none"
         ),
-        data_files="\n".join(_data_files(table)),
-        features="\n".join(_features(table)),
+        data_files="\n".join(data_files(table)),
+        features="\n".join(features(table)),
         bins="\n".join(_bins(balance)),
         left_out=_left_out(balance) if steered else _unlabelled(balance),
         latent_row=(
@@ -144,13 +146,20 @@ def card(header: dict[str, Any], balance: dict[str, Any], table: ImageTable) -> 
     )
 
 
-def _data_files(table: ImageTable) -> Iterator[str]:
+def size_of(images: int) -> str:
+    """Hugging Face's name for a number of images."""
+    return next((name for end, name in SIZES if images < end), "1M<n<10M")
+
+
+def data_files(table: ImageTable) -> Iterator[str]:
+    """Lines of a header that say which files are which split."""
     for root in table.roots:
         paths = [root + METADATA, f"{root}**/*.png"]
         yield f"  - {_yaml({'split': root.rstrip('/') or 'train', 'path': paths})}"
 
 
-def _features(table: ImageTable) -> Iterator[str]:
+def features(table: ImageTable) -> Iterator[str]:
+    """Lines of a header that say what the columns are."""
     classes = {str(number): label for number, label in enumerate(table.labels)}
     types = TYPES | {"file_name": "image", "label": {"class_label": {"names": classes}}}
     for column in table.record(0):

@@ -29,7 +29,7 @@ from qdgs_jax.jacobian import Scores
 from qdgs_jax.keys import make_key, row_keys
 from qdgs_jax.problem import Problem, load_problem
 from qdgs_jax.runs.results import Elites, Run, load_run
-from qdgs_jax.typing import Key, Latents, Params
+from qdgs_jax.typing import Images, Key, Latents, Params
 
 
 def export(
@@ -83,11 +83,11 @@ def export(
             count = config.export.count if count is None else count
             floor = config.export.min_objective if min_objective is None else min_objective
             regions = bins_of(config)
-            _require_numbers(count, seed)
-            bin, below = _assign_elites(run, loaded, regions, floor)
+            require_numbers(count, seed)
+            bin, below = assign_elites(run, loaded, regions, floor)
             rows = draw_evenly(bin, len(regions), count, seed, repeat=not no_repeat)
             part = None if test_share is None else _split(rows, bin[rows], test_share, seed)
-            source, params = _load_generator(run, loaded, generator, allow_code)
+            source, params = load_generator(run, loaded, generator, allow_code)
             header = make_header(
                 config,
                 loaded.summary,
@@ -102,7 +102,7 @@ def export(
         if _claim(out, header):
             return read_balance(out)
 
-        columns = _columns(source, elites, rows)
+        columns = elite_columns(source, elites, rows)
         table = make_table(
             config, header, regions, bin=bin[rows], part=part, classes=source.classes, **columns
         )
@@ -110,7 +110,7 @@ def export(
         def latents(start: int, size: int) -> np.ndarray:
             return elites.latents[np.resize(rows[start : start + size], size)]
 
-        render = _Renderer(source, params, latents, config.search.chunk)
+        render = Renderer(source.render, params, latents, config.search.chunk)
         asked = shares(count, len(regions))
         balance = count_balance(regions, count, asked, bin, table, below=below)
         return _write(out, header, table, render, balance)
@@ -147,7 +147,7 @@ def baseline(
     with _shared_work():
         with sharding.no_mesh(), processes.errors_shared():
             bins = bins_of(config)
-            _require_numbers(count, seed)
+            require_numbers(count, seed)
             problem = load_problem(config, allow_code=allow_code)
             config, generator = problem.config, problem.generator
             header = make_header(
@@ -183,7 +183,7 @@ def baseline(
             generator_class=generator_class,
         )
         size = config.search.chunk
-        render = _Renderer(generator, problem.params["generator"], latents, size)
+        render = Renderer(generator.render, problem.params["generator"], latents, size)
         balance = count_balance(bins, count, [None] * len(bins), bin, table, below=0)
         return _write(out, header, table, render, balance)
 
@@ -231,10 +231,14 @@ def _score(
     return values[:, 0], values[:, 1:-1], values[:, -1].astype(int)
 
 
-def _assign_elites(
+def assign_elites(
     path: Path, run: Run, bins: Sequence[BinConfig], floor: float
 ) -> tuple[np.ndarray, int]:
-    """Bin of each elite, [n], -1 for none, and the number of elites below the floor."""
+    """Bin of each elite, [n], -1 for none, and the number of elites below the floor.
+
+    Raises:
+        QDGSError: no elite is in a bin.
+    """
     bin = assign_bins(run.config, bins, run.elites.measures)
     below = run.elites.objective < floor
     bin[below] = -1
@@ -247,7 +251,8 @@ def _assign_elites(
     return bin, int(below.sum())
 
 
-def _columns(generator: Generator, elites: Elites, rows: np.ndarray) -> dict[str, np.ndarray]:
+def elite_columns(generator: Generator, elites: Elites, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns of an `ImageTable` for images of these elites."""
     return {
         "latent_row": rows,
         "cell": elites.index[rows],
@@ -257,9 +262,15 @@ def _columns(generator: Generator, elites: Elites, rows: np.ndarray) -> dict[str
     }
 
 
-def _load_generator(
+def load_generator(
     path: Path, run: Run, own: tuple[Generator, Params] | None, allow_code: bool
 ) -> tuple[Generator, Params]:
+    """The generator that a run searched, and its weights.
+
+    Raises:
+        ConfigError: it is not there, or not allowed.
+        QDGSError: it has other weights.
+    """
     generator, params = (
         generators.checked(*own)
         if own
@@ -285,7 +296,8 @@ def _split(rows: np.ndarray, bin: np.ndarray, share: float, seed: int) -> np.nda
     return test.astype(int)
 
 
-def _require_numbers(count: int, seed: int) -> None:
+def require_numbers(count: int, seed: int) -> None:
+    """Raises a ConfigError for a count of images or a seed that is impossible."""
     if count < 1:
         raise ConfigError(f"A dataset of {count} images is impossible: ask for 1 or more.")
     if count > MAX_IMAGES:
@@ -296,7 +308,7 @@ def _require_numbers(count: int, seed: int) -> None:
         raise ConfigError(f"The seed {seed} is too large: choose one below 2^32.")
 
 
-class _Renderer:
+class Renderer:
     """Position -> the chunk of uint8 images that begins there, a part of it on each device.
 
     A device always computes `chunk_size` images at once, so that any number of devices gives the
@@ -305,7 +317,7 @@ class _Renderer:
 
     def __init__(
         self,
-        generator: Generator,
+        render: Callable[[Params, Latents], Images],
         params: Params,
         latents: Callable[[int, int], Latents | np.ndarray],
         chunk_size: int,
@@ -313,7 +325,7 @@ class _Renderer:
         """`latents` are those of a position and a number of images."""
 
         def pixels(params: Params, latents: Latents) -> jax.Array:
-            images = generator.render(params, latents)
+            images = render(params, latents)
             return jnp.round(255 * jnp.clip(images, 0, 1)).astype(jnp.uint8)
 
         self.size = chunk_size * sharding.devices()
@@ -325,7 +337,7 @@ class _Renderer:
 
 
 def _write(
-    out: Path, header: dict[str, Any], table: ImageTable, render: _Renderer, balance: Balance
+    out: Path, header: dict[str, Any], table: ImageTable, render: Renderer, balance: Balance
 ) -> Balance:
     counts = balance.as_dict()
     del counts["written"]

@@ -19,7 +19,7 @@ import math
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
@@ -64,6 +64,9 @@ class ImageTable:
     classes: tuple[str, ...] = ()
     """Of a conditional generator."""
     generator_class: np.ndarray | None = None  # [N] int, position in `classes`; unused without any
+    others: dict[str, np.ndarray] = field(default_factory=dict)  # further columns, each [N]
+    whole: bool = False
+    """Whether class folders stay whole, however many images there are."""
 
     def __len__(self) -> int:
         return len(self.label)
@@ -83,7 +86,7 @@ class ImageTable:
 
     def file_name(self, id: int) -> str:
         """Path of an image beside its metadata.jsonl."""
-        shard = f"{id // SHARD:04d}/" if len(self) >= FLAT else ""
+        shard = f"{id // SHARD:04d}/" if len(self) >= FLAT and not self.whole else ""
         return f"{self.labels[self.label[id]]}/{shard}{id:0{max(6, len(str(len(self) - 1)))}d}.png"
 
     def record(self, id: int) -> dict[str, Any]:
@@ -101,6 +104,7 @@ class ImageTable:
             "objective": _number(self.objective[id]),
             "latent_row": int(self.latent_row[id]),
             **self._class(id),
+            **{name: values[id].item() for name, values in self.others.items()},
             **self.constants,
         }
 

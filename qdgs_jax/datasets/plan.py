@@ -45,7 +45,7 @@ def make_table(
     bin: np.ndarray,
     part: np.ndarray | None = None,
     classes: tuple[str, ...] = (),
-    **columns: np.ndarray,
+    **columns: Any,
 ) -> ImageTable:
     """The table of images; the label of an image follows from its bin.
 
