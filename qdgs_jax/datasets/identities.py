@@ -83,8 +83,11 @@ class Identities:
         told += f", with {low} to {high} images each (median {median:g})"
         told += f"; {self.images} images, {self.written} of them new"
         told += f". Refused: {self.refused_as_others} images that look like another person, "
-        told += f"{self.refused_without_face} without a face, and {self.refused_identities} whole "
-        told += f"identities. Of pairs of identities, {self.alike:.1%} look like one person"
+        told += f"{self.refused_without_face} without a face; identities with too few images left: "
+        told += (
+            f"{self.refused_identities}. Of pairs of identities, {self.alike:.1%} look like one "
+        )
+        told += "person"
         if lacking := [f"{b['name']} ({b['made']})" for b in self.bins if b["made"] < b["asked"]]:
             told += f". Bins that lack some: {', '.join(lacking)}"
         return f"{told}."

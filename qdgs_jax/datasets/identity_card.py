@@ -44,8 +44,8 @@ data and of the encoder that searched it.
 
 Asked for {asked}, made {made}, with {low} to {high} images each (median {median:g}).
 
-Refused were {refused_as_others} images that look like another person, {refused_without_face}
-without a face, and {refused_identities} whole identities. Of the pairs of identities,
+Refused: {refused_as_others} images that look like another person, {refused_without_face} without a
+face; identities with too few images left: {refused_identities}. Of the pairs of identities,
 {alike:.1%} look like one person to the network.
 
 | bin | asked | made |
