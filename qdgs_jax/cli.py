@@ -24,6 +24,7 @@ from qdgs_jax.config import (
     load_config,
 )
 from qdgs_jax.errors import ConfigError, LostProcessError, QDGSError
+from qdgs_jax.experiments.annotated_faces.config import AnnotatedFacesConfig
 from qdgs_jax.experiments.repair.config import RepairConfig
 from qdgs_jax.named_config import named_config
 from qdgs_jax.terminal import (
@@ -44,6 +45,7 @@ CACHE_BYTES = 4 * 2**30
 Overrides = Annotated[Config, arg(name="")]
 TrainOverrides = Annotated[TrainConfig, arg(name="")]
 RepairOverrides = Annotated[RepairConfig, arg(name="")]
+AnnotatedFacesOverrides = Annotated[AnnotatedFacesConfig, arg(name="")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +140,13 @@ def run_command(arguments: list[str]) -> int:
                     repair_experiment,
                     overrides=named_config(arguments, RepairConfig, "experiment repair")
                     or RepairConfig(),
+                ),
+                "experiment annotated_faces": functools.partial(
+                    annotated_faces_experiment,
+                    overrides=named_config(
+                        arguments, AnnotatedFacesConfig, "experiment annotated_faces"
+                    )
+                    or AnnotatedFacesConfig(),
                 ),
                 "compile": functools.partial(compile_search, overrides=config),
                 "models": show_models,
@@ -515,6 +524,39 @@ def repair_experiment(
         overrides, search, folder, resume=resume, allow_code=allow_code
     )
     _tell_results(folder, results)
+
+
+def annotated_faces_experiment(
+    config: Positional[Path],
+    *,
+    overrides: AnnotatedFacesOverrides,
+    out: Path | None = None,
+    resume: bool = False,
+    acknowledge_notice: bool = False,
+    allow_code: bool = False,
+) -> None:
+    """Find faces of all groups by rejection, by guidance and by a search (arXiv 2308.03495).
+
+    Args:
+        config: TOML file; each of its values can be overridden by an option.
+        out: folder of the results; runs/NAME-OF-THE-CONFIG if not given.
+        resume: continue with the results in that folder.
+        acknowledge_notice: continue although the search's config has a notice.
+        allow_code: import models and measures that are functions of other packages or of the
+            working folder.
+    """
+    if not overrides.search:
+        raise ConfigError(f"{config} names no `search` whose generator it uses: add one.")
+    search = load_config(Path(overrides.search))
+    _require_acknowledged(search, acknowledge_notice)
+    from qdgs_jax.experiments.annotated_faces import experiment, report
+
+    folder = out or Path("runs") / config.stem
+    results = experiment.run_experiment(
+        overrides, search, folder, resume=resume, allow_code=allow_code
+    )
+    text = report.table(results["rows"], results["judge"])
+    tell({"results": str(folder), **results, "table": text}, "{table}")
 
 
 def _tell_results(folder: Path, results: dict[str, Any]) -> None:

@@ -7,6 +7,10 @@ from typing import Any, TypeVar
 
 from qdgs_jax.config import Config, load_config
 from qdgs_jax.errors import ConfigError
+from qdgs_jax.experiments.annotated_faces.config import (
+    AnnotatedFacesConfig,
+    load_annotated_faces_config,
+)
 from qdgs_jax.experiments.repair.config import RepairConfig, load_repair_config
 from qdgs_jax.schema import read_toml
 from qdgs_jax.training.config import TrainConfig, load_train_config
@@ -42,6 +46,7 @@ def named_config(arguments: list[str], kind: type[T], *commands: str) -> T | Non
 _KINDS: dict[Any, tuple[str, Callable[[Path], Any]]] = {
     Config: ("sample", load_config),
     RepairConfig: ("experiment repair", load_repair_config),
+    AnnotatedFacesConfig: ("experiment annotated_faces", load_annotated_faces_config),
     TrainConfig: ("train", load_train_config),
 }
 

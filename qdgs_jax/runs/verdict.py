@@ -148,7 +148,7 @@ def judge(
     wanted = np.array(shares(config.export.count, len(bins)))
     return Verdict(
         latents_in_distribution=_in_range(problem, latents) if n else None,
-        images_typical=_typical(problem, latents) if n else None,
+        images_typical=typical_share(problem, latents) if n else None,
         reach=_reach(problem, measures),
         refused={name: int(last[name]) for name in _REASONS},
         evaluations=int(last["evaluations"]),
@@ -167,8 +167,9 @@ def _in_range(problem: Problem, latents: np.ndarray) -> float:
     return float(((found >= least) & (found <= most)).all(axis=1).mean())
 
 
-def _typical(problem: Problem, latents: np.ndarray) -> float:
-    """Share of the elites whose images lie in the region of 99 % of random images."""
+def typical_share(problem: Problem, latents: np.ndarray) -> float:
+    """Share of latents [n, D] whose images lie in the region of 99 % of random images, by features
+    that no search sees; of more than `IMAGES`, some."""
     kinds = (typicality.untrained,)
     random = problem.generator.sample(jax.random.key(KEYS[1]), typicality.SAMPLES)
     size = problem.config.search.chunk
