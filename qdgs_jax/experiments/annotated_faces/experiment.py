@@ -68,6 +68,7 @@ def run_experiment(
     search = dataclasses.replace(search, seed=config.seed)
     groups = make_groups(config.attributes, [measure.name for measure in search.measures])
     problem = load_problem(search, allow_code=allow_code)
+    arms.search_length(problem, search, config.calls)  # refuses before anything slow
     reader = arms.Reader(problem)
     with (
         interruptions_explained(out, again=AGAIN),

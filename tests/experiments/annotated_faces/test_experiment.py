@@ -19,7 +19,7 @@ from qdgs_jax.experiments.annotated_faces import arms, experiment, report
 from qdgs_jax.experiments.annotated_faces.config import AnnotatedFacesConfig, AttributeConfig
 from qdgs_jax.generators import Generator
 from qdgs_jax.image_measures import IMAGE_MEASURES
-from qdgs_jax.runs import results
+from qdgs_jax.runs.results import Elites
 
 CONFIG = AnnotatedFacesConfig(
     attributes=(
@@ -57,7 +57,6 @@ def models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faceres, "_apply", read)
     monkeypatch.setitem(IMAGE_MEASURES, "red", lambda images: images[..., 0].mean(axis=(1, 2)))
     monkeypatch.setattr(experiment, "find_judge", lambda: None)
-    monkeypatch.setattr(results, "_draw", lambda *_: None)
 
 
 def make_search(**options: Any) -> Config:
@@ -85,7 +84,25 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("faces") / "out"
 
 
-def test_experiment(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def searches(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    """The configs of searches, which are random here."""
+    found: list[Config] = []
+
+    def sample(config: Config, out: Path, **_: Any) -> dict[str, Any]:
+        found.append(config)
+        return {"seconds_run": 2.0, "coverage": 0.5}
+
+    latents = np.random.default_rng(0).normal(size=(400, 5)).astype(np.float32)
+    red, green, _ = 1 / (1 + np.exp(-latents[:, :3].T))
+    measures = np.stack([red, 1 / (1 + np.exp(-10 * (green - 0.2)))], axis=1)
+    elites = Elites(latents, np.zeros(400), measures, np.arange(400))
+    monkeypatch.setattr(arms.sampling, "sample", sample)
+    monkeypatch.setattr(arms, "load_run", lambda out: SimpleNamespace(elites=elites))
+    return found
+
+
+def test_experiment(out: Path, searches: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
     found = experiment.run_experiment(CONFIG, make_search(), out)
     assert found == json.loads((out / "results.json").read_text())
     rows = {row["arm"]: row for row in found["rows"]}
@@ -98,12 +115,11 @@ def test_experiment(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert row["classifier_agrees"] == 1 or arm == "unfiltered"
         assert 0 < row["people"] <= row["drawn"]
         assert (out / f"{arm}.png").stat().st_size > 2000
-    assert json.loads((out / "search/summary.json").read_text())["evaluations"] == 32 + 28 * 16
+    assert [each.search.generations for each in searches] == [28]
     assert rows["unfiltered"]["classifier_agrees"] < 1
     rarest = {arm: row["groups"][RARE] for arm, row in rows.items()}
     assert rarest["plain"] < 40
     assert rarest["improved"] >= 2 * rarest["plain"]
-    assert rarest["qdgs"] > 0
     directions = rows["published"]["accuracy_of_directions"]
     assert all(0.5 < share <= 1 for share in directions.values())
     text = (out / "table.md").read_text()
@@ -127,6 +143,19 @@ def judge(images: np.ndarray) -> dict[str, np.ndarray]:
     """It reads presentations as the classifier does, and ages that nobody asked for."""
     green = images[..., 1].mean(axis=(1, 2)) / 255
     return {"presentation": 1 / (1 + np.exp(-10 * (green - 0.2))), "age": green}
+
+
+@pytest.mark.slow
+def test_the_search_stays_within_its_calls(tmp_path: Path) -> None:
+    search = make_search()
+    problem = experiment.load_problem(search)
+    groups = experiment.make_groups(CONFIG.attributes, [each.name for each in search.measures])
+    found = arms.search(problem, groups, CONFIG, search, tmp_path / "run")
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["evaluations"] == found.calls == 32 + 28 * 16
+    measures, _ = arms.Reader(problem)(found.latents)
+    np.testing.assert_array_equal(groups.assign(measures, CONFIG.confidence), found.groups)
+    assert set(found.groups) == {0, 1, 2, 3}
 
 
 def test_folders_of_other_results_are_refused(out: Path) -> None:
