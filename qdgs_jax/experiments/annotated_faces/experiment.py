@@ -28,7 +28,7 @@ from qdgs_jax import files
 from qdgs_jax.config import Config
 from qdgs_jax.errors import QDGSError
 from qdgs_jax.evaluation.repair import claimed_results
-from qdgs_jax.experiments.annotated_faces import arms
+from qdgs_jax.experiments.annotated_faces import arms, guidance
 from qdgs_jax.experiments.annotated_faces.config import AnnotatedFacesConfig
 from qdgs_jax.experiments.annotated_faces.groups import Groups, make_groups
 from qdgs_jax.experiments.annotated_faces.judge import find_judge
@@ -116,12 +116,12 @@ def _find(
 
     random = once("random", arms.Random, lambda: arms.read_random(problem, reader, config))
     shared = problem, reader, groups, config, random
-    published = functools.cache(lambda: arms.guide_as_published(*shared))
+    published = functools.cache(lambda: guidance.guide_as_published(*shared))
     make: dict[str, Callable[[], arms.Found]] = {
         "plain": lambda: arms.keep_random(groups, config, random),
         "published": lambda: published()["published"],
         "unfiltered": lambda: published()["unfiltered"],
-        "improved": lambda: arms.guide_by_readings(*shared),
+        "improved": lambda: guidance.guide_by_readings(*shared),
         "qdgs": lambda: arms.search(
             problem, groups, config, search, out / "search", allow_code=allow_code
         ),

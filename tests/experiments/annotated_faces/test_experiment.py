@@ -15,7 +15,7 @@ from qdgs_jax import faceres, generators
 from qdgs_jax.cli import run_command
 from qdgs_jax.config import Config, parse_config
 from qdgs_jax.errors import ConfigError, QDGSError
-from qdgs_jax.experiments.annotated_faces import arms, experiment, report
+from qdgs_jax.experiments.annotated_faces import arms, experiment, guidance, report
 from qdgs_jax.experiments.annotated_faces.config import AnnotatedFacesConfig, AttributeConfig
 from qdgs_jax.generators import Generator
 from qdgs_jax.image_measures import IMAGE_MEASURES
@@ -186,7 +186,7 @@ def test_one_program_reads_any_number_of_latents() -> None:
 def test_directions_change_one_attribute_and_identity_least() -> None:
     random = np.random.default_rng(0)
     latents, (G, J) = random.normal(size=(4000, 6)), (random.normal(size=(n, 6)) for n in (2, 9))
-    found = arms.least_change(latents, latents @ G.T + 3, latents @ J.T)
+    found = guidance.least_change(latents, latents @ G.T + 3, latents @ J.T)
     np.testing.assert_allclose(G @ found.T, np.eye(2), atol=0.01)
 
     def change(directions: np.ndarray) -> np.ndarray:
@@ -222,18 +222,20 @@ def test_people_are_counted_once() -> None:
             {},
             "90 calls are too few for the search, which takes 32 to begin and 64 between",
         ),
-        ({"calls": 600}, {"measures": [{"name": "red", "function": "red"}]}, "reads faces"),
+        ({}, {"measures": [{"name": "red", "function": "red"}]}, "'red' is 'auto'"),
+        ({}, {"measures": [{"name": "red", "function": "red", "range": [0, 1]}]}, "reads faces"),
         ({"attributes": ()}, {}, "no attributes"),
     ],
 )
 def test_mistakes_get_a_sentence(
     config: dict[str, Any], search: dict[str, Any], sentence: str, tmp_path: Path
 ) -> None:
-    if "measures" in search:
-        config["attributes"] = CONFIG.attributes[1:]
+    attributes = {"attributes": CONFIG.attributes[1:]} if search else {}
     with pytest.raises(ConfigError, match=sentence):
         experiment.run_experiment(
-            dataclasses.replace(CONFIG, **config), make_search(**search), tmp_path / "out"
+            dataclasses.replace(CONFIG, **attributes, **config),
+            make_search(**search),
+            tmp_path / "out",
         )
 
 
