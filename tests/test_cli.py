@@ -18,6 +18,7 @@ from PIL import Image
 from qdgs_jax import cli, named_config
 from qdgs_jax.cli import run_command
 from qdgs_jax.config import Config
+from qdgs_jax.experiments.annotated_faces.config import AnnotatedFacesConfig
 from qdgs_jax.experiments.repair.config import RepairConfig
 from qdgs_jax.training.config import TrainConfig
 
@@ -360,8 +361,9 @@ def test_every_option_without_a_value_is_known() -> None:
 
     commands = (
         cli.sample, cli.export, cli.baseline, cli.compile_search, cli.train, cli.repair_experiment,
+        cli.annotated_faces_experiment,
     )  # fmt: skip
-    kinds = (*commands, Config, RepairConfig, TrainConfig)
+    kinds = (*commands, Config, RepairConfig, TrainConfig, AnnotatedFacesConfig)
     assert set().union(*map(flags, kinds)) | {"h", "help"} == named_config._FLAGS | {"no-repeat"}
 
 

@@ -205,6 +205,9 @@ def test_the_search_counts_gradients_and_random_images() -> None:
     problem = SimpleNamespace(search=SimpleNamespace(evaluations_per_generation=2 * (1 + 4)))
     before, each = 2048 + 2 * 32, 2 * (1 + 4) + 2 * 3
     assert arms.search_length(problem, search, before + 3 * each - 1) == (2, before + 2 * each)
+    auto = make_search(measures=[{"name": "red", "function": "red"}])
+    with pytest.raises(ConfigError, match=r"'red' is 'auto', .* give it in numbers"):
+        arms.search_length(problem, auto, 500)
 
 
 def test_people_are_counted_once() -> None:
@@ -222,7 +225,6 @@ def test_people_are_counted_once() -> None:
             {},
             "90 calls are too few for the search, which takes 32 to begin and 64 between",
         ),
-        ({}, {"measures": [{"name": "red", "function": "red"}]}, "'red' is 'auto'"),
         ({}, {"measures": [{"name": "red", "function": "red", "range": [0, 1]}]}, "reads faces"),
         ({"attributes": ()}, {}, "no attributes"),
     ],
