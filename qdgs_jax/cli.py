@@ -548,7 +548,7 @@ def annotated_faces_experiment(
     if not overrides.search:
         raise ConfigError(f"{config} names no `search` whose generator it uses: add one.")
     search = load_config(Path(overrides.search))
-    _require_acknowledged(search, acknowledge_notice)
+    _require_acknowledged(search.notice, acknowledge_notice)
     from qdgs_jax.experiments.annotated_faces import experiment, report
 
     folder = out or Path("runs") / config.stem
