@@ -21,7 +21,7 @@ NOTICES = {
     "faces": "Images of faces: they depict nobody, but may resemble people in the generator's "
     "training data. Prompts about people measure the encoder's stereotypes, not anybody's traits, "
     "and balanced means balanced under this encoder only. The makers of FFHQ and of CLIP exclude "
-    "face recognition from their use: do not use these images for it either. Ages and "
+    "face recognition from their use, so do not use images made with theirs for it. Ages and "
     "presentations are a network's readings, with its stereotypes and mistakes; presentation is "
     "not identity.",
     "readings": "Ages, presentations, expressions and skin tones are readings of small networks "

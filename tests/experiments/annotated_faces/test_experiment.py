@@ -244,7 +244,7 @@ def test_the_notice_comes_first(tmp_path: Path, capsys: pytest.CaptureFixture[st
     config = Path(__file__).parents[3] / "configs/experiments/annotated_faces.toml"
     command = ["experiment", "annotated_faces", str(config), "--out", str(tmp_path / "out")]
     assert run_command(command) == 2
-    assert "do not use these images for it either" in capsys.readouterr().err.replace("\n", " ")
+    assert "do not use images made with theirs for it" in capsys.readouterr().err.replace("\n", " ")
     assert not (tmp_path / "out").exists()
     assert run_command(["experiment", "repair", str(config)]) == 2
     assert "run `qdgs experiment annotated_faces" in capsys.readouterr().err
