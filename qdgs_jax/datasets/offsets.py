@@ -41,15 +41,16 @@ def find_directions(
     _, _, components = np.linalg.svd(latents - latents.mean(axis=0), full_matrices=False)
     basis = components[: min(RANK, len(latents) - 1)]
     chosen = np.linspace(0, len(latents) - 1, min(ELITES, len(latents))).round().astype(int)
-    image = identity = np.zeros((len(basis), len(basis)))
+    image: np.ndarray = np.zeros((len(basis), len(basis)))
+    identity = image.copy()
     for latent in latents[chosen]:
         ends = [look((latent + sign * length * basis).astype(latents.dtype)) for sign in (-1, 1)]
         faces, embeddings = (
             (np.asarray(high, np.float64) - np.asarray(low, np.float64)).reshape(len(basis), -1)
             for low, high in zip(*ends, strict=True)
         )
-        image = image + faces @ faces.T
-        identity = identity + embeddings @ embeddings.T
+        image += faces @ faces.T
+        identity += embeddings @ embeddings.T
     identity += RIDGE * np.trace(identity) / len(basis) * np.eye(len(basis))
 
     first = _leading(image, identity)

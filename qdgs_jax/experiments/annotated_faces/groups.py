@@ -99,10 +99,11 @@ class Groups:
             low[narrow] = high[narrow] = ((low + high) / 2)[narrow]
             lower.append(low)
             upper.append(high)
-        return tuple(  # type: ignore[return-value]
+        low_ends, high_ends = (
             np.stack([each[v] for each, v in zip(side, self.values.T, strict=True)], axis=1)
             for side in (lower, upper)
         )
+        return low_ends, high_ends
 
 
 def make_groups(attributes: Sequence[AttributeConfig], measures: Sequence[str]) -> Groups:

@@ -109,7 +109,7 @@ def guide_by_readings(
     left = config.calls - len(label)
     slots = min(reader.size, left)
     latents, target = guidance.begin(slots)
-    tries = np.ones(slots, int)
+    tries: np.ndarray = np.ones(slots, int)
     read, found = [], []
     for _ in tqdm(range(left // slots), desc="guided by readings", disable=None):
         latents = np.array(bring(latents.astype(np.float32)))

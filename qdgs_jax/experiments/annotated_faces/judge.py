@@ -114,7 +114,7 @@ def agreement(
         subject: _mean_over(values[:, place], agree[subject]) for subject, place in subjects.items()
     }
     labels = values[:, list(subjects.values())]
-    found["all"] = _mean_over(labels, np.all(list(agree.values()), axis=0))
+    found["all"] = _mean_over(labels, np.logical_and.reduce([*agree.values()]))
     return found
 
 

@@ -68,6 +68,7 @@ class Report:
             found.groups, len(groups), len(groups) * config.images_a_group, config.seed,
             repeat=False,
         )  # fmt: skip
+        counts = {name: int(n) for name, n in zip(groups.names, count, strict=True)}
         latents, group = found.latents[drawn], found.groups[drawn]
         measures, embeddings = self._reader(latents)
         images = self.images(latents)
@@ -91,8 +92,8 @@ class Report:
             "typical": verdict.typical_share(self._problem, latents) if len(drawn) else None,
             "seconds": found.seconds,
             "seconds_an_image": found.seconds / count.sum() if count.sum() else None,
-            "unreached": [name for name, n in zip(groups.names, count, strict=True) if not n],
-            "groups": dict(zip(groups.names, count.tolist(), strict=True)),
+            "unreached": [name for name, n in counts.items() if not n],
+            "groups": counts,
             **found.about,
         }
 
