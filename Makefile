@@ -11,10 +11,12 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# DEMO="--search.generations 20": with other values of its config
+DEMO ?=
 .PHONY: demo
 demo: $(VENV)/installed  ## install, search the built-in shapes generator, export a balanced dataset
 	rm -rf demo
-	$(BIN)/qdgs sample configs/search/shapes.toml --out demo/run
+	$(BIN)/qdgs sample configs/search/shapes.toml --out demo/run $(DEMO)
 	$(BIN)/qdgs export demo/run demo/dataset
 
 FACES := $(VENV)/share/qdgs_jax/faceres

@@ -24,20 +24,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture(scope="session", autouse=True)
 def programs_on_disk(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keeps what is compiled, for tests that compile the same again, in any of pytest's workers or
-    in processes that tests start; never in the user's cache folder."""
-    session = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        session = session.parent
-    settings = {
-        "jax_compilation_cache_dir": str(session / "programs"),
-        "jax_compilation_cache_max_size": 4 * 2**30,  # with a limit, JAX locks the folder
-        "jax_persistent_cache_min_compile_time_secs": 0.2,
-    }
-    for name, value in settings.items():
-        jax.config.update(name, value)
-        if cli.can_keep_programs():
-            os.environ[name.upper()] = str(value)
+    """Keeps what is compiled, for tests that compile the same again, here or in processes that they
+    start; never in the user's cache folder."""
+    folder = str(tmp_path_factory.mktemp("programs"))
+    if cli.can_keep_programs():
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -68,6 +68,29 @@ def test_nothing_reaches_beyond_random_images() -> None:
     assert (np.asarray(distances) <= 1).tolist() == [False, True, False]
 
 
+def test_colours_beyond_random_ones_are_seen_among_larger_differences() -> None:
+    """Each of the largest components of such images holds a pattern, and none their colour."""
+
+    def patterns(params: jax.Array, latents: jax.Array) -> jax.Array:
+        images = 0.5 + 0.1 * (latents[:, :-1] @ params).reshape(-1, 4, 4, 1).repeat(8, 1).repeat(
+            8, 2
+        )
+        return images + 0.01 * latents[:, -1:, None, None] * jnp.array([1.0, 0.0, -1.0])
+
+    def sample(key: jax.Array, n: int) -> jax.Array:
+        return jax.random.normal(key, (n, 16)) / 2
+
+    weights = jnp.linalg.svd(jax.random.normal(KEY, (15, 16)), full_matrices=False)[2]
+    fitted = typicality.fit_images(Generator("p", 16, SIDE, sample, patterns), weights)
+    latents = sample(KEY, 200)
+    warm = latents.at[:, -1].set(1.6)  # more than 3 standard deviations
+    shares = [
+        float((distance(fitted, patterns(weights, each)) <= 1).mean()) for each in (latents, warm)
+    ]
+    assert shares[0] > 0.5
+    assert shares[1] < 0.05
+
+
 def test_gradients_lead_back(typical: Typical) -> None:
     image = render(jnp.float32(1), 3 * normal(KEY, 1))
 
