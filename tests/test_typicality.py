@@ -72,10 +72,9 @@ def test_colours_beyond_random_ones_are_seen_among_larger_differences() -> None:
     """Each of the largest components of such images holds a pattern, and none their colour."""
 
     def patterns(params: jax.Array, latents: jax.Array) -> jax.Array:
-        images = 0.5 + 0.1 * (latents[:, :-1] @ params).reshape(-1, 4, 4, 1).repeat(8, 1).repeat(
-            8, 2
-        )
-        return images + 0.01 * latents[:, -1:, None, None] * jnp.array([1.0, 0.0, -1.0])
+        grey = 0.5 + 0.1 * (latents[:, :-1] @ params).reshape(-1, 4, 4, 1)
+        warmth = latents[:, -1, None, None, None] * jnp.array([[[[1.0, 0.0, -1.0]]]])
+        return grey.repeat(8, axis=1).repeat(8, axis=2) + 0.01 * warmth
 
     def sample(key: jax.Array, n: int) -> jax.Array:
         return jax.random.normal(key, (n, 16)) / 2
