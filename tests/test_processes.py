@@ -18,15 +18,13 @@ from qdgs_jax.cli import run_command
 from qdgs_jax.errors import ConfigError, LostProcessError, QDGSError
 
 CONFIG = """
-generator.model = "tests.conftest:toy_generator"
-encoder.model = "tests.conftest:toy_encoder"
 [objective]
-positive = "good"
-negative = "bad thing"
+positive = "A perfect shape."
+negative = "Splatters of colors."
 [[measures]]
 name = "colour"
-low = "one"
-high = "twenty two"
+low = "A red shape."
+high = "A blue shape."
 range = [-0.5, 0.5]
 cells = 20
 [[measures]]
@@ -58,7 +56,7 @@ class Command:
         joined = ["--distributed", "--coordinator", f"localhost:{port}", "--processes", str(count)]
         self.started = [
             subprocess.Popen(
-                [sys.executable, "-m", "qdgs_jax", *map(str, arguments), "--allow-code"]
+                [sys.executable, "-m", "qdgs_jax", *map(str, arguments)]
                 + ([*joined, "--process", str(process)] if count > 1 else []),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
