@@ -143,7 +143,7 @@ def test_three_lines_make_a_dataset(folder: Path) -> None:
     shorter = folder / "configs/search/shapes.toml"
     shorter.parent.mkdir(parents=True)
     text = (ROOT / "configs/search/shapes.toml").read_text()
-    shorter.write_text(text.replace("generations = 200", "generations = 20"))
+    shorter.write_text(text.replace("generations = 200", "generations = 120"))
     exec(EXAMPLES[DEMO], {})
     assert len(list((folder / "dataset").glob("*/*.png"))) == 1000
 
