@@ -31,7 +31,7 @@ from qdgs_jax.runs.results import load_run
 ASSETS = Path(generators.__file__).parent / "assets"
 SECONDS, BYTES = 20, 2 * 2**30
 COUNT = 25  # mutations of each file
-SEARCHES = 10  # where each mutation takes a search
+SEARCHES = 6  # where each mutation takes a search
 TOKENS = [
     b"1e9", b"1e999", b"9" * 5000, b"-1", b"0", b"NaN", b"null", b"true", b"[]", b"{}", b'""',
     b"[" * 10_000, b'{"a":' * 10_000, b'"\\ud800"', b'"\\u0000"', b"\0", b"\xff\xfe",
