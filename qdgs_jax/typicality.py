@@ -86,7 +86,7 @@ class Cloud(struct.PyTreeNode):
 
     mean: Array  # [F]
     whitening: Array  # [F, F], (features - mean) @ whitening are principal components, variance 1
-    points: Array  # [R, BANDS[-1]], largest components of random images
+    points: Array  # [R, P], the P <= BANDS[-1] largest components of random images
     lower: Array  # [C], ends of the C <= BANDS[0] largest components of random images
     upper: Array  # [C]
     scale: Array  # [bands], limit of a band's distance if it were alone
