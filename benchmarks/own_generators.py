@@ -15,8 +15,10 @@ Method: generators of six families: the built-in VAE (6 latents), a DCGAN of fac
     latents. Images are typical if a detector that no search sees says so: the Mahalanobis distance
     of features to random images', within the limit of 99 % of other random images; the features
     are the last of a convolutional classifier, trained on random images to tell fifths of
-    brightness, warmth and contrast apart. Evenness is the entropy of ten equal bins of each measure
-    between the ends that the elites reach, relative to the largest possible.
+    brightness, warmth and contrast apart. A second detector, as a control, is trained to tell
+    fifths of the first three latents apart, and has not heard of colours. Evenness is the entropy
+    of ten equal bins of each measure between the ends that the elites reach, relative to the
+    largest possible.
 Command: python benchmarks/own_generators.py --json benchmarks/results/own_generators.json
 Result: two x86-64 cores, 2026-11-30, one seed, without the StyleGAN2: 99.2 to 100 % of the images
     are typical, and searches fill 0.8 (two latents) to 1.5 times the cells of random sampling; more
@@ -26,8 +28,10 @@ Result: two x86-64 cores, 2026-11-30, one seed, without the StyleGAN2: 99.2 to 1
 import argparse
 import importlib.util
 import json
+import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +141,9 @@ def generators(files: list[str]) -> dict[str, Loaded]:
 
 
 class Classifier(nn.Module):
-    """Fifths of three figures of an image; its last features [N, 64] are the detector's."""
+    """Fifths of figures of an image; its last features [N, 64] are the detector's."""
+
+    figures: int
 
     @nn.compact
     def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -145,7 +151,7 @@ class Classifier(nn.Module):
         for channels in (32, 64, 64):
             x = nn.relu(nn.Conv(channels, (3, 3), strides=(2, 2))(x))
         features = x.mean(axis=(1, 2))
-        return nn.Dense(15)(features).reshape(-1, 3, 5), features
+        return nn.Dense(5 * self.figures)(features).reshape(-1, self.figures, 5), features
 
 
 def figures_of(images: jax.Array) -> jax.Array:
@@ -154,12 +160,22 @@ def figures_of(images: jax.Array) -> jax.Array:
     return jnp.stack([*columns, images.std((1, 2, 3))], axis=1)
 
 
-def train_detector(images: np.ndarray, others: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Trains on random images; the limit is of `others`. Returns images -> whether typical, [N]."""
-    values = np.asarray(figures_of(images))
-    edges = np.quantile(values, (0.2, 0.4, 0.6, 0.8), axis=0)
-    labels = (values[:, None] > edges[None]).sum(axis=1)
-    network = Classifier()
+def train_detector(
+    images: np.ndarray, figures: np.ndarray, others: np.ndarray
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Trains on random images; the limit is of `others`.
+
+    Args:
+        images: [N, H, W, 3].
+        figures: what the features tell apart, [N, F].
+        others: [M, H, W, 3].
+
+    Returns:
+        images [K, H, W, 3] -> whether each is typical, [K].
+    """
+    edges = np.quantile(figures, (0.2, 0.4, 0.6, 0.8), axis=0)
+    labels = (figures[:, None] > edges[None]).sum(axis=1)
+    network = Classifier(figures.shape[1])
     weights = network.init(jax.random.key(0), images[:1])
     optimizer = optax.adam(1e-3)
     state = optimizer.init(weights)
@@ -209,9 +225,14 @@ def measure(name: str, loaded: Loaded, options: argparse.Namespace) -> list[dict
             [np.asarray(chunked(params, latents[i : i + 64])) for i in range(0, len(latents), 64)]
         )
 
+    def share(typical: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> float:
+        return float(typical(images).mean())
+
     random = np.asarray(generator.sample(jax.random.key(100), 4096 + 2048))
     images = render(random)
-    typical = train_detector(images[:4096], images[4096:5120])
+    known, others, rest = np.split(images, (4096, 5120))
+    typical = train_detector(known, np.asarray(figures_of(known)), others)
+    control = train_detector(known, random[:4096, :3], others)
     norms = block_norms(np.asarray(generator.sample(jax.random.key(101), 10_000)), generator.blocks)
     least, most = np.quantile(norms, (0.001, 0.999), axis=0)
     rows = []
@@ -224,26 +245,30 @@ def measure(name: str, loaded: Loaded, options: argparse.Namespace) -> list[dict
             config = parse_config({**CONFIG, "seed": seed, "search": search}, source="benchmark")
             began = time.perf_counter()
             found = searched(config, loaded)
+            if not len(found["latents"]):
+                print(f"{name}, {constraint}, seed {seed}: no elites")
+                continue
             elites = found["latents"]
             norms = block_norms(elites, generator.blocks)
+            exported, randoms = render(found["exported"]), render(found["random_exported"])
             rows.append({
                 "generator": name, "constraint": constraint, "seed": seed,
                 "elites": len(elites),
                 "coverage": found["coverage"], "random_coverage": found["random_coverage"],
                 "latents": float(((norms >= least) & (norms <= most)).all(axis=1).mean()),
-                "images": float(typical(render(found["exported"])).mean()) if len(elites) else None,
-                "random_images": float(typical(images[5120:]).mean()),
-                "random_exported": float(typical(render(found["random_exported"])).mean()),
+                "images": share(typical, exported),
+                "random_images": share(typical, rest),
+                "random_exported": share(typical, randoms),
+                "images_control": share(control, exported),
+                "random_images_control": share(control, rest),
+                "random_exported_control": share(control, randoms),
                 "evenness": found["evenness"], "random_evenness": found["random_evenness"],
                 "refused": found["refused"], "ranges": found["ranges"],
                 "seconds": time.perf_counter() - began,
             })  # fmt: skip
             print(line(rows[-1]), flush=True)
             if options.pictures:
-                save_sheet(
-                    render(found["exported"][:64]),
-                    options.pictures / f"{name}-{constraint}-{seed}.png",
-                )
+                save_sheet(exported[:64], options.pictures / f"{name}-{constraint}-{seed}.png")
     return rows
 
 
@@ -280,14 +305,14 @@ def searched(config: Config, loaded: Loaded) -> dict[str, Any]:
     ends = [
         (min(a.min(), b.min()), max(a.max(), b.max()))
         for a, b in zip(measures.T, np.quantile(random_values, (0.01, 0.99), axis=0).T, strict=True)
-    ] if len(latents) else []  # fmt: skip
+    ]  # fmt: skip
     return {
         "latents": latents, "exported": latents[drawn],
         "random_exported": random_latents[random_drawn],
         "coverage": float(metrics.coverage),
         "random_coverage": len(random_cells) / made.archive.size,
-        "evenness": [evenness(v, e) for v, e in zip(measures[drawn].T, ends, strict=False)],
-        "random_evenness": [evenness(v, e) for v, e in zip(random_values.T, ends, strict=False)],
+        "evenness": [evenness(v, e) for v, e in zip(measures[drawn].T, ends, strict=True)],
+        "random_evenness": [evenness(v, e) for v, e in zip(random_values.T, ends, strict=True)],
         "refused": {name: int(value) for name, value in vars(state.refused).items()},
         "ranges": [measure.ends for measure in problem.config.measures],
     }  # fmt: skip
@@ -313,13 +338,14 @@ def save_sheet(images: np.ndarray, path: Path) -> None:
 
 def line(row: dict[str, Any]) -> str:
     """A row of the printed table."""
-    images = "-" if row["images"] is None else f"{row['images']:.1%}"
     even = ", ".join(
         f"{a:.2f} ({b:.2f})" for a, b in zip(row["evenness"], row["random_evenness"], strict=True)
     )
     return (
         f"| {row['generator']} | {row['constraint']} | {row['elites']:,} | {row['latents']:.1%} "
-        f"| {images} ({row['random_exported']:.1%}, {row['random_images']:.1%}) "
+        f"| {row['images']:.1%} ({row['random_exported']:.1%}, {row['random_images']:.1%}) "
+        f"| {row['images_control']:.1%} ({row['random_exported_control']:.1%}, "
+        f"{row['random_images_control']:.1%}) "
         f"| {row['coverage']:.1%} ({row['random_coverage']:.1%}) "
         f"| {even} | {row['refused']} | {row['ranges']} "
         f"| {row['seconds']:.0f} |"
@@ -344,7 +370,13 @@ def main() -> None:
         if not options.generators or name in options.generators:
             rows += measure(name, loaded, options)
             if options.json:
-                about = {"date": time.strftime("%F"), "generations": options.generations}
+                about = {
+                    "command": " ".join(["own_generators.py", *sys.argv[1:]]),
+                    "date": time.strftime("%F"),
+                    "device": jax.devices()[0].device_kind,
+                    "versions": {each: version(each) for each in ("jax", "jaxlib", "numpy")},
+                    "generations": options.generations,
+                }
                 options.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
 
 
