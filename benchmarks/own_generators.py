@@ -245,9 +245,6 @@ def measure(name: str, loaded: Loaded, options: argparse.Namespace) -> list[dict
             config = parse_config({**CONFIG, "seed": seed, "search": search}, source="benchmark")
             began = time.perf_counter()
             found = searched(config, loaded)
-            if not len(found["latents"]):
-                print(f"{name}, {constraint}, seed {seed}: no elites")
-                continue
             elites = found["latents"]
             norms = block_norms(elites, generator.blocks)
             exported, randoms = render(found["exported"]), render(found["random_exported"])
