@@ -10,11 +10,13 @@ Method: for each seed: `runs.sample`, `dataset.export` and `dataset.baseline` of
     the most common colour instead; the region's mean overlap with that ellipse, by intersection
     over union, is reported. What both share is the angle's definition, which is in CIELAB. Whether
     an image shows a face is judged by a cascade of local binary patterns, trained on photographs
-    (OpenCV's), which random faces pass or fail as well. With `--faceres`, a network of faces judges
-    too: the share of images, made grey, whose embedding lies as near to one of 1,000 other random
-    images' as 95 % of random images do. Mean and standard deviation over seeds.
-Command: python benchmarks/skin_tone.py --seeds 5 --faceres --out benchmarks/results
-    (--faceres needs `make assets`)
+    (OpenCV's), which random faces pass or fail as well. With `--networks`, two networks judge too.
+    One finds eyes, nose and mouth (BlazeFace), and tells the class of the median colour of two
+    patches of the cheeks. The other tells the share of images, made grey, whose embedding (faceres)
+    lies as near to one of 1,000 other random images' as 95 % of random images do. Mean and standard
+    deviation over seeds.
+Command: python benchmarks/skin_tone.py --seeds 5 --networks --out benchmarks/results
+    (--networks needs `make assets`)
 Result: classes have 12 to 21 % (in any one seed 11.3 to 23.0 %) instead of 1 to 70 %, after 20,480
     evaluations, with the config before 2026-11-30. A face is found in 88 % of the exported and in
     74 % of the random images. As the search is now, the first seed has classes of 10.8 to 27.0 %,
@@ -25,11 +27,15 @@ Result: classes have 12 to 21 % (in any one seed 11.3 to 23.0 %) instead of 1 to
 
 import argparse
 import dataclasses
+import itertools
 import json
+import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -37,7 +43,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from skimage import color, data, feature, io, measure, transform
 
-from qdgs_jax import faceres
+from qdgs_jax import blazeface, faceres
 from qdgs_jax.config import Config, load_config
 from qdgs_jax.datasets import export as dataset
 from qdgs_jax.problem import load_problem
@@ -49,6 +55,8 @@ CLASSES = ("dark", "brown", "tan", "intermediate", "light", "very light")
 NO_SKIN = "no skin"
 FACE = "a face is found"
 EMBEDDING = "a face by its embedding"
+BY_CHEEKS = "by the cheeks: "
+CHEEKS = (slice(32, 44), slice(68, 80))  # columns of an aligned face
 OVERLAP = "overlap with the search's ellipse"
 LEAST_SKIN = 50  # pixels, of 4,096
 DETECTOR = feature.Cascade(data.lbp_frontal_face_cascade_filename())
@@ -62,18 +70,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="folder for figures and pictures")
     parser.add_argument("--keep", type=Path, help="keep runs and datasets in this folder")
-    parser.add_argument("--faceres", action="store_true", help="judge by an embedding of faces too")
+    parser.add_argument("--networks", action="store_true", help="judge by two networks too")
     options = parser.parse_args()
     config = load_config(options.config)
-    like_random = fit_embedding(config) if options.faceres else None
+    networks = Networks(fit_embedding(config), fit_alignment()) if options.networks else None
     with tempfile.TemporaryDirectory() as temporary:
         root = options.keep or Path(temporary)
-        rows = [measure_seed(config, seed, root, like_random) for seed in range(options.seeds)]
+        rows = [measure_seed(config, seed, root, networks) for seed in range(options.seeds)]
         print_table(rows)
         if options.out:
             result = {
-                "command": f"skin_tone.py --seeds {options.seeds}",
+                "command": " ".join(["skin_tone.py", *sys.argv[1:]]),
+                "date": time.strftime("%F"),
                 "device": jax.devices()[0].device_kind,
+                "versions": {each: version(each) for each in ("jax", "jaxlib", "numpy")},
                 "config": options.config.name,
                 "images": config.export.count,
                 "seeds": rows,
@@ -85,8 +95,17 @@ def main() -> None:
             draw_sheet(options.out / "skin_tone_exported.jpg", root / "export-0", by_class=True)
 
 
+class Networks(NamedTuple):
+    """Judges that are networks, of uint8 images [N, H, W, 3]."""
+
+    like_random: Callable[[np.ndarray], float]
+    """Share whose embedding is like random images'."""
+    aligned: Callable[[np.ndarray], np.ndarray]
+    """Faces with eyes, nose and mouth in one place, uint8 [N, 112, 112, 3]."""
+
+
 def measure_seed(
-    config: Config, seed: int, root: Path, like_random: Callable[[np.ndarray], float] | None
+    config: Config, seed: int, root: Path, networks: Networks | None
 ) -> dict[str, Any]:
     """The figures of one seed, for the search and for random sampling."""
     config = dataclasses.replace(config, seed=seed)
@@ -100,8 +119,8 @@ def measure_seed(
         "seconds": summary["seconds_run"],
         "coverage": summary["coverage"],
         "distinct": sum(bin.distinct for bin in balance.bins),
-        "search": judge(exported, like_random),
-        "random": judge(sampled, like_random),
+        "search": judge(exported, networks),
+        "random": judge(sampled, networks),
     }
 
 
@@ -116,8 +135,7 @@ def fit_embedding(config: Config) -> Callable[[np.ndarray], float]:
         return faceres.embed(graph, params, grey)
 
     def embedded(images: np.ndarray) -> np.ndarray:
-        parts = [embed(images[i : i + 50].astype(np.float32)) for i in range(0, len(images), 50)]
-        return np.concatenate(parts)
+        return in_batches(embed, images)
 
     latents = problem.generator.sample(jax.random.key(1000), 1500)
     render = jax.jit(problem.generator.render)
@@ -127,18 +145,43 @@ def fit_embedding(config: Config) -> Callable[[np.ndarray], float]:
     return lambda images: float(((embedded(images) @ known.T).max(axis=1) >= limit).mean())
 
 
-def judge(
-    folder: Path, like_random: Callable[[np.ndarray], float] | None = None
-) -> dict[str, float]:
+def fit_alignment() -> Callable[[np.ndarray], np.ndarray]:
+    """uint8 images [N, H, W, 3] -> aligned faces, uint8 [N, 112, 112, 3]."""
+    graph, params = blazeface.load()
+
+    @jax.jit
+    def align(images: jax.Array) -> jax.Array:
+        canvases = blazeface.canvases(images / 255)
+        return blazeface.align(canvases, blazeface.find(graph, params, canvases)[1])
+
+    return lambda images: np.round(255 * in_batches(align, images).clip(0, 1)).astype(np.uint8)
+
+
+def in_batches(function: Callable[[np.ndarray], jax.Array], images: np.ndarray) -> np.ndarray:
+    """What a function of float32 images returns for uint8 images [N, H, W, 3], 50 at once."""
+    parts = [function(images[i : i + 50].astype(np.float32)) for i in range(0, len(images), 50)]
+    return np.concatenate(parts)
+
+
+def judge(folder: Path, networks: Networks | None = None) -> dict[str, float]:
     """Shares of images in each class, without skin, and with a face; and the mean overlap."""
-    images = [io.imread(path) for path in sorted(folder.glob("*/*.png"))]
-    found = [classify(skin_tone(image)) for image in images]
-    return {
-        **{name: found.count(name) / len(found) for name in (*CLASSES, NO_SKIN)},
+    images = np.stack([io.imread(path) for path in sorted(folder.glob("*/*.png"))])
+    shares = {
+        **shares_of([skin_tone(image) for image in images], (*CLASSES, NO_SKIN)),
         FACE: float(np.mean([shows_face(image) for image in images])),
         OVERLAP: float(np.mean([overlap(skin(image)) for image in images])),
-        **({EMBEDDING: like_random(np.stack(images))} if like_random else {}),
     }
+    if networks:
+        shares[EMBEDDING] = networks.like_random(images)
+        tones = [tone_of_cheeks(face) for face in networks.aligned(images)]
+        shares |= {BY_CHEEKS + name: share for name, share in shares_of(tones, CLASSES).items()}
+    return shares
+
+
+def shares_of(angles: list[float], names: Sequence[str]) -> dict[str, float]:
+    """Share of each class."""
+    found = [classify(angle) for angle in angles]
+    return {name: found.count(name) / len(found) for name in names}
 
 
 def skin(image: np.ndarray) -> np.ndarray:
@@ -153,9 +196,18 @@ def skin(image: np.ndarray) -> np.ndarray:
 def skin_tone(image: np.ndarray) -> float:
     """Individual typology angle of an uint8 image [H, W, 3] in degrees; NaN without skin."""
     region = skin(image)
-    if region.sum() < LEAST_SKIN:
-        return float("nan")
-    lightness, _, b = np.median(color.rgb2lab(image)[region], axis=0)
+    return angle_of(color.rgb2lab(image)[region]) if region.sum() >= LEAST_SKIN else float("nan")
+
+
+def tone_of_cheeks(face: np.ndarray) -> float:
+    """Individual typology angle of an aligned face's cheeks, uint8 [112, 112, 3], in degrees."""
+    cheeks = (face[64:78, columns].reshape(-1, 1, 3) for columns in CHEEKS)
+    return angle_of(color.rgb2lab(np.concatenate([*cheeks]))[:, 0])
+
+
+def angle_of(lab: np.ndarray) -> float:
+    """Individual typology angle of the median of colours [n, 3], in degrees."""
+    lightness, _, b = np.median(lab, axis=0)
     return float(np.degrees(np.arctan2(lightness - 50, b)))
 
 
@@ -193,9 +245,13 @@ def print_table(rows: list[dict[str, Any]]) -> None:
             values = np.array([row[method][name] for row in rows])
             cells.append(f"{values.mean():.1%} ± {values.std():.1%}")
         print(f"| {name} | {cells[0]} | {cells[1]} |")
-    for method in ("search", "random"):
-        classes = np.array([[row[method][name] for name in CLASSES] for row in rows])
-        print(f"{method}: smallest {classes.min():.1%}, largest {classes.max():.1%} of any seed")
+    for method, judge in itertools.product(("search", "random"), ("", BY_CHEEKS)):
+        if judge + CLASSES[0] in rows[0][method]:
+            classes = np.array([[row[method][judge + name] for name in CLASSES] for row in rows])
+            print(
+                f"{method}, {judge}smallest {classes.min():.1%}, largest {classes.max():.1%} "
+                "of any seed"
+            )
 
 
 def draw_chart(path: Path, rows: list[dict[str, Any]]) -> None:
