@@ -115,7 +115,7 @@ def face_recognition(
     options.run(config, overrides, search, experiment)
 
 
-_COMMANDS: dict[str, Callable[..., None]] = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "repair": repair,
     "annotated_faces": annotated_faces,
     "face_recognition": face_recognition,
@@ -125,7 +125,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 def commands(arguments: list[str]) -> dict[str, Callable[..., None]]:
     """The commands by their names; a config file among the arguments of one is its defaults."""
     found: dict[str, Callable[..., None]] = {}
-    for name, command in _COMMANDS.items():
+    for name, command in COMMANDS.items():
         kind = EXPERIMENTS[name]
         overrides = named_config(arguments, kind, f"experiment {name}") or kind()
         found[f"experiment {name}"] = functools.partial(command, overrides=overrides)
