@@ -18,6 +18,7 @@ from qdgs_jax.config import Config
 from qdgs_jax.errors import ConfigError, QDGSError
 from qdgs_jax.experiments.config import load_experiment_config
 from qdgs_jax.experiments.face_recognition import arms, experiment, people, rehearsal, report
+from qdgs_jax.experiments.face_recognition.arms import network_of
 from qdgs_jax.experiments.face_recognition.config import FacePretrainingConfig, NetworkConfig
 from qdgs_jax.image_measures import TONES
 from qdgs_jax.models import iresnet
@@ -32,7 +33,7 @@ TINY = FacePretrainingConfig(
     seeds=2,
     identities=6,
     images=4,
-    network=NetworkConfig(channels=(4, 5, 6, 7), image_size=16, embedding_size=8),
+    network=NetworkConfig(image_size=16),
     training=TRAINING,
     test_identities=2,
     test_pairs=120,
@@ -41,8 +42,11 @@ TINY = FacePretrainingConfig(
 
 
 @pytest.fixture(autouse=True)
-def few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(iresnet.BLOCKS, 18, (1, 1, 1, 1))  # compiles sooner
+def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One block, which compiles sooner."""
+    network = iresnet.IResNetConfig((1,), (4,), image_size=16, embedding_size=8)
+    for module in (arms, rehearsal):
+        monkeypatch.setattr(module, "network_of", lambda config: network)
 
 
 @pytest.fixture
@@ -118,8 +122,7 @@ def test_an_interrupted_experiment_continues_to_the_same_figures(
     text = (out / "table.md").read_text()
     assert "\n| real, fine-tuned |" in text
     assert "\n| 1 | random | " in text
-    network, _ = iresnet.load(out / "weights/seed-1-random/network.safetensors")
-    assert network.channels == TINY.network.channels
+    assert (out / "weights/seed-1-random/network.safetensors").stat().st_size > 1000
 
     # What is there is not found again; what is missing is, with the same figures.
     for path in (out / "results").glob("*.json"):
@@ -224,6 +227,12 @@ def test_a_rehearsal_writes_nothing(search: Config, monkeypatch: pytest.MonkeyPa
     assert found.as_dict()["seconds_run"] == found.seconds_run > 2 * found.seconds_seed > 0
     assert found.memory_step > 4 * 3 * found.weights  # weights, gradients and momenta
     assert "IR-18 of" in str(found)
+
+
+def test_the_network_is_the_configs() -> None:
+    config = NetworkConfig(depth=50, channels=(4, 5, 6, 7), image_size=32, embedding_size=9)
+    network = network_of(dataclasses.replace(TINY, network=config))
+    assert network == iresnet.IResNetConfig((3, 4, 14, 3), (4, 5, 6, 7), 32, 9)
 
 
 def test_configs_can_be_read() -> None:
