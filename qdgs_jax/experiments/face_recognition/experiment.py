@@ -28,7 +28,8 @@ from qdgs_jax.evaluation.results import claimed_results, remembered, remembered_
 from qdgs_jax.experiments.face_recognition import people, report
 from qdgs_jax.experiments.face_recognition.arms import run_arm
 from qdgs_jax.experiments.face_recognition.config import FacePretrainingConfig
-from qdgs_jax.experiments.face_recognition.people import People, Studio
+from qdgs_jax.experiments.face_recognition.people import People
+from qdgs_jax.experiments.face_recognition.studio import Studio
 from qdgs_jax.experiments.searches import finished_run
 
 

@@ -1,41 +1,26 @@
-"""People that networks are trained and tested on: synthetic identities, and real people.
-
-Faces of both are found, aligned and resized by the same steps, since a network of faces that are
-aligned in one way does not recognise those that are aligned in another.
-"""
+"""People that networks are trained and tested on: synthetic identities, and real people."""
 
 import contextlib
-import functools
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from qdgs_jax import blazeface
 from qdgs_jax.bins import bins_of, shares
-from qdgs_jax.datasets.candidates import Candidates, Look, accept, cluster, distinct
+from qdgs_jax.datasets.candidates import Candidates, accept, cluster, distinct
 from qdgs_jax.datasets.class_folders import list_folder
 from qdgs_jax.datasets.export import assign_elites
-from qdgs_jax.datasets.identities import offset_directions
-from qdgs_jax.datasets.image_files import read_image
-from qdgs_jax.datasets.readings import canvas_of
 from qdgs_jax.errors import ConfigError, QDGSError
-from qdgs_jax.generators import Generator
-from qdgs_jax.image_measures import TONE_EDGES, TONES, skin_tone
-from qdgs_jax.keys import make_key
+from qdgs_jax.experiments.face_recognition.studio import Studio
+from qdgs_jax.image_measures import TONES
 from qdgs_jax.runs.results import Run
-from qdgs_jax.typing import Array, Images, Params
 
 SPARE = 1.3
 """Identities that are tried for each that is wanted, as some have too few images of one person. Of
 random latents of `digiface-dcgan`, 91 of 100 have nine images."""
 TEST_SPARE = 2.0
 """The same of a class of skin tone, whose people look more alike."""
-BASIS = 256
-"""Random latents among whose differences the offsets' directions are sought."""
 AT_ONCE = 2048
 """Random latents whose skin tone is read, until each class has enough for a test."""
 MOST = 2**18
@@ -48,7 +33,7 @@ class People(NamedTuple):
     """Aligned faces, person after person, and what is known of them."""
 
     images: np.ndarray  # [N, S, S, 3] uint8
-    labels: np.ndarray  # [N] int, each person's number
+    labels: np.ndarray  # [N] int, each person's number, ascending
     tones: np.ndarray  # [N] int, position in TONES of the person's first image; -1: not read
     about: dict[str, Any]
     """Figures of how they were found, as plain JSON values."""
@@ -60,76 +45,15 @@ class People(NamedTuple):
 
     def take(self, people: np.ndarray) -> "People":
         """These people, by their numbers, numbered anew in their order."""
-        rows = np.concatenate([np.flatnonzero(self.labels == each) for each in people])
-        sizes = [(self.labels == each).sum() for each in people]
-        labels = np.arange(len(people)).repeat(sizes)
+        starts, ends = (np.searchsorted(self.labels, people, side) for side in ("left", "right"))
+        parts = [np.arange(*each) for each in zip(starts, ends, strict=True)]
+        rows, labels = np.concatenate(parts), np.arange(len(people)).repeat(ends - starts)
         return People(self.images[rows], labels, self.tones[rows], self.about)
 
     @property
     def tone_of(self) -> np.ndarray:
         """Tone of each person [size]."""
         return self.tones[np.unique(self.labels, return_index=True)[1]]
-
-
-class Studio:
-    """A generator and the networks that find faces, in compiled programs."""
-
-    def __init__(self, generator: Generator, params: Params, chunk_size: int, size: int) -> None:
-        """
-        Args:
-            chunk_size: images that a device renders at once.
-            size: pixels a side of aligned faces.
-
-        Raises:
-            ConfigError: `make assets` has not fetched the networks.
-        """
-        self.generator = generator
-        self.look = Look(generator, params, chunk_size)
-
-        def resized(seen: tuple[Array, Images]) -> tuple[Array, Array]:
-            found, faces = seen
-            faces = jax.image.resize(faces, (len(faces), size, size, 3), "linear")
-            return found, jnp.round(255 * faces.clip(0, 1)).astype(jnp.uint8)
-
-        look = self.look
-        self._faces = look.program(lambda params, latents: resized(look.faces(params, latents)))
-        self._faces_on = look.program(
-            lambda params, pixels: resized(look.faces_on(params, pixels / jnp.float32(255)))
-        )
-        self._tones = look.program(
-            lambda params, latents: (skin_tone(look.images(params, latents)),)
-        )
-
-    @property
-    def at_once(self) -> int:
-        """Latents that all devices render at once."""
-        return self.look.at_once
-
-    def sample(self, seed: int, purpose: str, count: int) -> np.ndarray:
-        """Random latents [count, D]."""
-        return np.asarray(self.generator.sample(make_key(seed, purpose), count))
-
-    def faces(self, latents: np.ndarray) -> np.ndarray:
-        """Aligned faces [n, S, S, 3] uint8 of latents [n, D]."""
-        return np.concatenate([faces for _, faces in self.look.mapped(self._faces, latents)])
-
-    def tones(self, latents: np.ndarray) -> np.ndarray:
-        """Classes of the skin [n], positions in TONES, of latents [n, D]."""
-        angles = [angle for (angle,) in self.look.mapped(self._tones, latents)]
-        return np.digitize(np.concatenate(angles), TONE_EDGES)
-
-    def read(self, paths: list[Path]) -> tuple[np.ndarray, np.ndarray]:
-        """Whether each image has a face [n], and the aligned faces [n, S, S, 3] uint8."""
-        canvases = np.stack([canvas_of(read_image(path)) for path in paths])
-        found, faces = zip(*self.look.mapped(self._faces_on, canvases), strict=True)
-        return np.concatenate(found) >= blazeface.FOUND, np.concatenate(faces)
-
-    @functools.cached_property
-    def directions(self) -> np.ndarray:
-        """Directions [2, D] of all identities' offsets, found among random latents: arms differ in
-        the people that they show, and not in how these look around."""
-        random = self.sample(0, "latents of offsets", BASIS)
-        return offset_directions(self.look, self.generator, random, 0)
 
 
 def make_people(
@@ -154,6 +78,10 @@ def make_people(
         bin: of each latent [n], -1 for none.
         objective: [n]; an identity's first image is that of its best latent.
         count: people at most. The first ones are as even over bins as all are.
+        spare: identities that are tried for each of them.
+
+    Raises:
+        QDGSError: nobody is found.
     """
     asked = shares(math.ceil(spare * count), bins)
     candidates = cluster(bin, latents, objective, asked, seed)
@@ -282,9 +210,11 @@ def read_real(studio: Studio, folder: Path) -> People:
             f"{folder} shows the faces of {len(known)} people: four are needed to fine-tune on "
             "some and to test on others."
         )
-    labels = np.array([known.index(name) if name in known else -1 for name in names])[found]
+    rows = np.flatnonzero(found)
+    labels = np.searchsorted(known, np.array(names)[rows])
+    order = np.argsort(labels, kind="stable")
     about = {"people": len(known), "without_face": int((~found).sum())}
-    return People(faces[found], labels, np.full(len(labels), -1), about)
+    return People(faces[rows[order]], labels[order], np.full(len(rows), -1), about)
 
 
 def split(people: People, share: float, seed: int) -> tuple[People, People]:

@@ -12,8 +12,8 @@ import threadpoolctl  # type: ignore[import-untyped]
 
 from qdgs_jax import blazeface, faceres, generators
 from qdgs_jax.config import Config, parse_config
-from qdgs_jax.experiments.face_recognition import people
-from qdgs_jax.experiments.face_recognition.people import Studio
+from qdgs_jax.experiments.face_recognition import people, studio
+from qdgs_jax.experiments.face_recognition.studio import Studio
 from qdgs_jax.generators import Generator
 
 D = 16
@@ -68,12 +68,12 @@ def models(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(blazeface, name, value)
     monkeypatch.setattr(blazeface, "find", find)
     monkeypatch.setattr(faceres, "embed", embed)
-    monkeypatch.setattr(people, "skin_tone", lambda images: 250 * rows_of(images)[:, -1])
+    monkeypatch.setattr(studio, "skin_tone", lambda images: 250 * rows_of(images)[:, -1])
     monkeypatch.setattr(people, "AT_ONCE", 256)
 
 
-@pytest.fixture
-def studio(models: None) -> Studio:
+@pytest.fixture(name="studio")
+def studio_(models: None) -> Studio:
     generator, params = generators.load("stripes")
     return Studio(generator, params, 16, 16)
 
