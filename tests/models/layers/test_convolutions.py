@@ -86,7 +86,8 @@ def test_a_convolution_keeps_the_precision_that_it_was_called_with() -> None:
         return pull_back(y)[0]
 
     program = str(jax.make_jaxpr(pulled)(x))
-    assert program.count("Precision.HIGHEST") == 2 * program.count("conv_general_dilated[")
+    products = program.count("conv_general_dilated[") + program.count("dot_general[")
+    assert program.count("Precision.HIGHEST") == 2 * products
 
 
 def test_strided_convolution_is_exact() -> None:
