@@ -104,7 +104,7 @@ def table(results: Mapping[str, Any]) -> str:
         ],
     )  # fmt: skip
     lines += ["", *_markdown(
-        ["seed", "arm", "identities", *(f"{tone} ones" for tone in TONES), "loss", "synthetic",
+        ["seed", "arm", "identities", *TONES, "loss", "synthetic",
          "pairs", "s"],
         [
             [str(row["seed"]), row["arm"], str(row["identities"]),

@@ -99,7 +99,7 @@ def search() -> Config:
 
 @pytest.fixture
 def elites() -> Any:
-    """Elites that a search might have found."""
-    latents = np.random.default_rng(0).normal(size=(60, D)).astype(np.float32)
+    """Elites that a search might have found: too few for eight identities."""
+    latents = np.random.default_rng(0).normal(size=(12, D)).astype(np.float32)
     measures = (1 / (1 + np.exp(-latents))).mean(axis=1, keepdims=True)
-    return SimpleNamespace(latents=latents, objective=np.arange(60.0), measures=measures)
+    return SimpleNamespace(latents=latents, objective=np.arange(12.0), measures=measures)

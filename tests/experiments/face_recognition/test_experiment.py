@@ -31,7 +31,7 @@ TRAINING = FaceRecognitionConfig(
 )  # fmt: skip
 TINY = FacePretrainingConfig(
     seeds=2,
-    identities=6,
+    identities=8,
     images=4,
     network=NetworkConfig(image_size=16),
     training=TRAINING,
@@ -172,6 +172,9 @@ def test_arms_differ_in_their_identities_alone(
     assert not np.array_equal(trained[0][2].images, trained[2][2].images)
     assert (trained[0][1] != trained[2][1]).any()
     assert found["rows"][0]["loss"] == 1.5
+    made = [row["identities"] for row in found["rows"][:3]]
+    assert f"random, seed 0: {made[0]} identities of 8." in found["sentences"]
+    assert made == [made[0], made[0], 0]
     assert "qdgs, seed 0: no better than chance on synthetic people." in found["sentences"]
     (tmp_path / "out/results/seed-0-test.safetensors").write_bytes(b"half")
     with pytest.raises(QDGSError, match=r"seed-0-test.safetensors is damaged .*: remove it"):
@@ -223,7 +226,7 @@ def test_a_rehearsal_writes_nothing(search: Config, monkeypatch: pytest.MonkeyPa
     config = dataclasses.replace(TINY, arms=("random", "none"))
     found = rehearsal.rehearse(config, search)
     assert found.search is None
-    assert found.steps == 6 * 4 // 8
+    assert found.steps == 8 * 4 // 8
     assert found.as_dict()["seconds_run"] == found.seconds_run > 2 * found.seconds_seed > 0
     assert found.memory_step > 4 * 3 * found.weights  # weights, gradients and momenta
     assert "IR-18 of" in str(found)
