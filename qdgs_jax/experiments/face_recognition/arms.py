@@ -66,6 +66,7 @@ def run_arm(
             "tones": dict(zip(TONES, tones, strict=True)), "search": identities.about,
         }  # fmt: skip
     found["synthetic"] = verified(network, params, test, pairs=config.test_pairs, seed=seed)
+    found["synthetic"]["asked"] = config.test_identities * len(TONES)
     if real:
         tuned, others = split(real, config.tuned, seed)
         found["real"] = verified(network, params, others, pairs=config.test_pairs, seed=seed)

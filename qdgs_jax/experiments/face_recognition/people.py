@@ -157,12 +157,13 @@ def to_test(studio: Studio, *, count: int, images: int, seed: int) -> People:
         latents = np.concatenate([latents, more])
         tones = np.concatenate([tones, studio.tones(more)])
     found = []
-    for tone in range(len(TONES)):
+    for tone in np.unique(tones):
         # Pairs are within a class, so its people must be distinct, and not those of all classes.
+        bin = np.where(tones == tone, 0, -1)
         with contextlib.suppress(QDGSError):  # nobody in this class
             found.append(
                 make_people(
-                    studio, np.where(tones == tone, 0, -1), latents, np.zeros(len(tones)),
+                    studio, bin, latents, np.zeros(len(bin)),
                     bins=1, count=count, images=images, seed=seed, spare=TEST_SPARE,
                 )
             )  # fmt: skip

@@ -81,9 +81,14 @@ def _sentences(rows: Sequence[Row]) -> list[str]:
         for key, name in SETS.items():
             if key in row and row[key]["interval"][0] <= 0.5:
                 said.append(f"{where}: no better than chance on {name} people.")
-        missing = [tone for tone in TONES if tone not in row["synthetic"]["classes"]]
-        if missing and row["arm"] == rows[0]["arm"]:
-            said.append(f"Seed {row['seed']}: nobody to test on is {', '.join(missing)}.")
+        tested = row["synthetic"]
+        missing = [tone for tone in TONES if tone not in tested["classes"]]
+        if tested["people"] < tested["asked"] and row["arm"] == rows[0]["arm"]:
+            lacking = f", none of them {' or '.join(missing)}" if missing else ""
+            said.append(
+                f"Seed {row['seed']}: {tested['people']} people to test on of {tested['asked']}"
+                f"{lacking}."
+            )
     untrained = {row["seed"]: row["synthetic"]["accuracy"] for row in rows if row["arm"] == "none"}
     for row in rows:
         if row["synthetic"]["accuracy"] < untrained.get(row["seed"], 0):

@@ -184,8 +184,8 @@ def test_arms_differ_in_their_identities_alone(
 def row(seed: int, arm: str, accuracy: float, **other: Any) -> dict[str, Any]:
     classes = dict.fromkeys(TONES[1:], accuracy)
     synthetic = {
-        "pairs": 50, "people": 10, "accuracy": accuracy, "interval": [accuracy - 0.1, 1],
-        "true_matches": None, "classes": classes,
+        "pairs": 50, "people": 10, "asked": 12, "accuracy": accuracy,
+        "interval": [accuracy - 0.1, 1], "true_matches": None, "classes": classes,
     }  # fmt: skip
     return {
         "seed": seed, "arm": arm, "asked": 9, "identities": 9, "loss": 2.0,
@@ -207,8 +207,8 @@ def test_figures_over_seeds() -> None:
     assert difference["interval"] == pytest.approx([t.low, t.high])
     assert found["sentences"] == [
         "qdgs, seed 0: 8 identities of 9.",
-        "Seed 0: nobody to test on is dark.",
-        "Seed 1: nobody to test on is dark.",
+        "Seed 0: 10 people to test on of 12, none of them dark.",
+        "Seed 1: 10 people to test on of 12, none of them dark.",
         "random, seed 1: no better than chance on synthetic people.",
         "none, seed 1: no better than chance on synthetic people.",
         "random, seed 0: worse than random weights.",

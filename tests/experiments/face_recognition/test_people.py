@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from qdgs_jax import generators
 from qdgs_jax.datasets.candidates import Candidates
 from qdgs_jax.errors import ConfigError, QDGSError
 from qdgs_jax.experiments.face_recognition import people
+from qdgs_jax.experiments.face_recognition import studio as studios
 from qdgs_jax.experiments.face_recognition.people import People
 from qdgs_jax.experiments.face_recognition.studio import Studio
 
@@ -27,6 +30,17 @@ def test_a_test_has_equally_many_people_of_each_class(studio: Studio) -> None:
     random = people.of_random(studio, count=6, images=4, seed=5)
     faces = [{image.tobytes() for image in each.images} for each in (found, random)]
     assert not faces[0] & faces[1]
+
+
+def test_a_class_that_is_never_drawn_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        studios, "skin_tone", lambda images: jnp.where(images[:, -1, 0, 0] > 0.5, 50.0, -50.0)
+    )
+    monkeypatch.setattr(people, "MOST", 256)
+    generator, params = generators.load("stripes")
+    found = people.to_test(Studio(generator, params, 16, 16), count=2, images=4, seed=5)
+    assert found.tone_of.tolist() == [0, 0, 4, 4]
+    assert found.about.keys() == {"dark", "light", "random_latents"}
 
 
 def test_classes_of_one_person_are_left_out() -> None:
