@@ -39,8 +39,9 @@ from torch import nn
 from torch.nn import functional
 
 from qdgs_jax.evaluation.repair import EPOCHS_AT_ONCE
+from qdgs_jax.experiments.config import load_experiment_config
 from qdgs_jax.experiments.repair.arms import epochs_of
-from qdgs_jax.experiments.repair.config import RepairConfig, load_repair_config
+from qdgs_jax.experiments.repair.config import RepairConfig
 from qdgs_jax.training import classifier
 from qdgs_jax.training.classifier import Data
 from qdgs_jax.training.config import ClassifierConfig, TrainingConfig
@@ -64,7 +65,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a toy setting")
     parser.add_argument("--json", type=Path, help="where to write all times")
     options = parser.parse_args()
-    config = SMALL if options.small else load_repair_config(CONFIG)
+    config = SMALL if options.small else load_experiment_config(RepairConfig, CONFIG)
     size = 16 if options.small else 128
     programs, outputs = {}, {}
     for name in PROGRAMS:  # one after the other, since compilation is timed

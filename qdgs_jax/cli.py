@@ -10,22 +10,15 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import platformdirs
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
-from qdgs_jax.config import (
-    NOTICES,
-    Config,
-    MeasureConfig,
-    ObjectiveConfig,
-    load_config,
-)
+from qdgs_jax import experiment_commands
+from qdgs_jax.config import Config, MeasureConfig, ObjectiveConfig, require_acknowledged
 from qdgs_jax.errors import ConfigError, LostProcessError, QDGSError
-from qdgs_jax.experiments.annotated_faces.config import AnnotatedFacesConfig
-from qdgs_jax.experiments.repair.config import RepairConfig
 from qdgs_jax.named_config import named_config
 from qdgs_jax.terminal import (
     discard,
@@ -44,8 +37,6 @@ CACHE_BYTES = 4 * 2**30
 
 Overrides = Annotated[Config, arg(name="")]
 TrainOverrides = Annotated[TrainConfig, arg(name="")]
-RepairOverrides = Annotated[RepairConfig, arg(name="")]
-AnnotatedFacesOverrides = Annotated[AnnotatedFacesConfig, arg(name="")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,18 +127,7 @@ def run_command(arguments: list[str]) -> int:
                 "train": functools.partial(
                     train, overrides=named_config(arguments, TrainConfig, "train") or TrainConfig()
                 ),
-                "experiment repair": functools.partial(
-                    repair_experiment,
-                    overrides=named_config(arguments, RepairConfig, "experiment repair")
-                    or RepairConfig(),
-                ),
-                "experiment annotated_faces": functools.partial(
-                    annotated_faces_experiment,
-                    overrides=named_config(
-                        arguments, AnnotatedFacesConfig, "experiment annotated_faces"
-                    )
-                    or AnnotatedFacesConfig(),
-                ),
+                **experiment_commands.commands(arguments),
                 "compile": functools.partial(compile_search, overrides=config),
                 "models": show_models,
                 "measures": show_measures,
@@ -209,7 +189,7 @@ def sample(
             working folder.
     """
     _require_read(config, overrides)
-    _require_acknowledged(overrides.notice, acknowledge_notice)
+    require_acknowledged(overrides.notice, acknowledge_notice)
     from qdgs_jax import sharding  # jax is slow to import
 
     if dry_run:
@@ -317,7 +297,7 @@ def identities(
         allow_code: import a generator that is a function of another package or of the working
             folder.
     """
-    _require_acknowledged("faces", acknowledge_notice)
+    require_acknowledged("faces", acknowledge_notice)
     from qdgs_jax.datasets.identities import make_identities
 
     made = make_identities(
@@ -334,7 +314,7 @@ def annotate(folder: Positional[Path], *, acknowledge_notice: bool = False) -> N
         folder: images of anybody, or a dataset of `qdgs export`.
         acknowledge_notice: continue although there is a notice.
     """
-    _require_acknowledged("readings", acknowledge_notice)
+    require_acknowledged("readings", acknowledge_notice)
     from qdgs_jax.datasets import annotations
 
     annotated = annotations.annotate(folder)
@@ -410,7 +390,7 @@ def baseline(
             working folder.
     """
     _require_read(config, overrides)
-    _require_acknowledged(overrides.notice, acknowledge_notice)
+    require_acknowledged(overrides.notice, acknowledge_notice)
     from qdgs_jax.datasets import export as dataset
 
     with computing.used() as reports:
@@ -489,80 +469,13 @@ def train(
             "Folders of images need all of --train, --test and --group: add what is missing, or "
             "run an experiment by `qdgs experiment repair CONFIG`."
         )
+    from qdgs_jax.evaluation import fairness
     from qdgs_jax.evaluation.repair import repair_folders
 
     results = repair_folders(
         overrides, out, train=train, repair=repair, test=test, group=group, resume=resume
     )
-    _tell_results(out, results)
-
-
-def repair_experiment(
-    config: Positional[Path],
-    *,
-    overrides: RepairOverrides,
-    out: Path | None = None,
-    resume: bool = False,
-    allow_code: bool = False,
-) -> None:
-    """Repair classifiers trained on colour-biased drawings by fine-tuning (QDGS, shapes domain).
-
-    Args:
-        config: TOML file; each of its values can be overridden by an option.
-        out: folder of the results; runs/NAME-OF-THE-CONFIG if not given.
-        resume: continue with the results in that folder.
-        allow_code: import models and measures that are functions of other packages or of the
-            working folder.
-    """
-    from qdgs_jax.experiments.repair import experiment
-
-    if not overrides.search:
-        raise ConfigError(f"{config} names no `search` that makes its images: add one.")
-    folder = out or Path("runs") / config.stem
-    search = load_config(Path(overrides.search))
-    results = experiment.run_experiment(
-        overrides, search, folder, resume=resume, allow_code=allow_code
-    )
-    _tell_results(folder, results)
-
-
-def annotated_faces_experiment(
-    config: Positional[Path],
-    *,
-    overrides: AnnotatedFacesOverrides,
-    out: Path | None = None,
-    resume: bool = False,
-    acknowledge_notice: bool = False,
-    allow_code: bool = False,
-) -> None:
-    """Find faces of all groups by rejection, by guidance and by a search (arXiv 2308.03495).
-
-    Args:
-        config: TOML file; each of its values can be overridden by an option.
-        out: folder of the results; runs/NAME-OF-THE-CONFIG if not given.
-        resume: continue with the results in that folder.
-        acknowledge_notice: continue although the search's config has a notice.
-        allow_code: import models and measures that are functions of other packages or of the
-            working folder.
-    """
-    if not overrides.search:
-        raise ConfigError(f"{config} names no `search` whose generator it uses: add one.")
-    search = load_config(Path(overrides.search))
-    _require_acknowledged(search.notice, acknowledge_notice)
-    from qdgs_jax.experiments.annotated_faces import experiment, report
-
-    folder = out or Path("runs") / config.stem
-    results = experiment.run_experiment(
-        overrides, search, folder, resume=resume, allow_code=allow_code
-    )
-    text = report.table(results["rows"], results["judge"])
-    tell({"results": str(folder), **results, "table": text}, "{table}")
-
-
-def _tell_results(folder: Path, results: dict[str, Any]) -> None:
-    from qdgs_jax.evaluation import fairness
-
-    tell({"results": str(folder), **results, "table": fairness.table(results["rows"])}, "{table}")
+    tell({"results": str(out), **results, "table": fairness.table(results["rows"])}, "{table}")
 
 
 def pretrain(
@@ -620,12 +533,6 @@ def convert(
 
         stylegan2.convert(source, out)
     tell({"model": str(out)}, "Written to {model}")
-
-
-def _require_acknowledged(notice: str, acknowledged: bool) -> None:
-    """Refuses what has a notice, by its name or "", until the notice is acknowledged."""
-    if notice and not acknowledged:
-        raise ConfigError(f"{NOTICES[notice]} Continue with --acknowledge-notice.")
 
 
 def _require_read(config: Path, overrides: Config) -> None:

@@ -9,7 +9,7 @@ import tomli_w
 from pydantic import Field
 
 from qdgs_jax import files
-from qdgs_jax.errors import did_you_mean
+from qdgs_jax.errors import ConfigError, did_you_mean
 from qdgs_jax.schema import Count, Positive, Weight, checked, read_toml, validate
 from qdgs_jax.search_config import SearchConfig
 
@@ -30,6 +30,17 @@ NOTICES = {
     "Decide nothing about anybody by them.",
 }
 """Texts that a user acknowledges first, by name; a config's `notice` can name the first."""
+
+
+def require_acknowledged(notice: str, acknowledged: bool) -> None:
+    """Refuses what has a notice, by its name or "", until the notice is acknowledged.
+
+    Raises:
+        ConfigError: it has not been.
+    """
+    if notice and not acknowledged:
+        raise ConfigError(f"{NOTICES[notice]} Continue with --acknowledge-notice.")
+
 
 MAX_CELLS = 10**8
 """Of a grid."""

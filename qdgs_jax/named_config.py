@@ -1,17 +1,17 @@
 """The config file among the arguments of a command: its values are the options' defaults."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from qdgs_jax.config import Config, load_config
 from qdgs_jax.errors import ConfigError
-from qdgs_jax.experiments.annotated_faces.config import (
-    AnnotatedFacesConfig,
-    load_annotated_faces_config,
-)
-from qdgs_jax.experiments.repair.config import RepairConfig, load_repair_config
+from qdgs_jax.experiments.annotated_faces.config import AnnotatedFacesConfig
+from qdgs_jax.experiments.config import load_experiment_config
+from qdgs_jax.experiments.face_recognition.config import FacePretrainingConfig
+from qdgs_jax.experiments.repair.config import RepairConfig
 from qdgs_jax.schema import read_toml
 from qdgs_jax.training.config import TrainConfig, load_train_config
 
@@ -42,11 +42,20 @@ def named_config(arguments: list[str], kind: type[T], *commands: str) -> T | Non
     return _KINDS[kind][1](path)
 
 
+EXPERIMENTS: dict[str, Any] = {
+    "repair": RepairConfig,
+    "annotated_faces": AnnotatedFacesConfig,
+    "face_recognition": FacePretrainingConfig,
+}
+"""Name of an experiment -> kind of its config."""
+
 # Kinds of configs: the commands that take them, and how they are read.
 _KINDS: dict[Any, tuple[str, Callable[[Path], Any]]] = {
     Config: ("sample", load_config),
-    RepairConfig: ("experiment repair", load_repair_config),
-    AnnotatedFacesConfig: ("experiment annotated_faces", load_annotated_faces_config),
+    **{
+        kind: (f"experiment {name}", functools.partial(load_experiment_config, kind))
+        for name, kind in EXPERIMENTS.items()
+    },
     TrainConfig: ("train", load_train_config),
 }
 

@@ -1,7 +1,9 @@
 """Models, device and versions with which a result was made."""
 
 import importlib.metadata
+import os
 import platform
+import time
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -55,6 +57,14 @@ def environment(packages: Sequence[str] = COMPUTATION) -> dict[str, Any]:
     return {
         "device": jax.devices()[0].device_kind,
         "versions": {package: version(package) for package in packages},
+    }
+
+
+def occasion() -> dict[str, str]:
+    """Today's date, and the machine."""
+    return {
+        "date": time.strftime("%F"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
 
 

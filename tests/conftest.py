@@ -66,9 +66,9 @@ def toy_embeddings(params: jax.Array, values: jax.Array) -> jax.Array:
 @pytest.fixture(autouse=True, scope="session")
 def second_opinion() -> Iterator[Callable[..., float]]:
     """What judges images at the end of a run, which takes seconds; only its own tests call it."""
-    judge = verdict.typical_share
+    judge = verdict.make_typical_share
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verdict, "typical_share", lambda *_: 1.0)
+        patch.setattr(verdict, "make_typical_share", lambda _: lambda _: 1.0)
         yield judge
 
 

@@ -15,11 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qdgs_jax import cli, named_config
+from qdgs_jax import cli, experiment_commands, named_config
 from qdgs_jax.cli import run_command
 from qdgs_jax.config import Config
-from qdgs_jax.experiments.annotated_faces.config import AnnotatedFacesConfig
-from qdgs_jax.experiments.repair.config import RepairConfig
 from qdgs_jax.training.config import TrainConfig
 
 CONFIG = str(Path(__file__).parents[1] / "configs/search/shapes.toml")
@@ -360,10 +358,10 @@ def test_every_option_without_a_value_is_known() -> None:
         return found
 
     commands = (
-        cli.sample, cli.export, cli.baseline, cli.compile_search, cli.train, cli.repair_experiment,
-        cli.annotated_faces_experiment,
+        cli.sample, cli.export, cli.baseline, cli.compile_search, cli.train,
+        *experiment_commands.COMMANDS.values(),
     )  # fmt: skip
-    kinds = (*commands, Config, RepairConfig, TrainConfig, AnnotatedFacesConfig)
+    kinds = (*commands, Config, TrainConfig, *named_config.EXPERIMENTS.values())
     assert set().union(*map(flags, kinds)) | {"h", "help"} == named_config._FLAGS | {"no-repeat"}
 
 

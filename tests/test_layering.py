@@ -13,7 +13,7 @@ ORDER = [
     "prompts", "faceres", "blazeface", "image_measures", "expressions", "typicality", "jacobian",
     "scoring", "automatic", "archives", "emitters", "search", "problem", "bins", "collectives",
     "compilation", "runs", "datasets", "training", "evaluation", "shapes", "experiments",
-    "catalogue", "named_config", "terminal", "cli", "__main__",
+    "catalogue", "named_config", "terminal", "experiment_commands", "cli", "__main__",
 ]  # fmt: skip
 PORTS = {"clip", "dcgan", "iresnet", "siglip", "stylegan2", "tfjs", "vae"}
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -1,7 +1,8 @@
 """Which images may show an identity, and which of them do, as networks of faces see them."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,6 +22,8 @@ LEAST = 2
 """Images of an identity: with one there is nothing to recognise."""
 ROWS = 1024
 """Identities that are compared with all others at once."""
+
+Program = Callable[[Params, np.ndarray], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +63,15 @@ class Accepted:
     as_others: int
     identities: int
     """Refused: the first image has no face, or fewer than `LEAST` are accepted."""
-    alike: float
-    """Share of the pairs of identities whose first images look like one person."""
+    embeddings: np.ndarray  # [n, E], unit, of the first image of each identity that is kept
+
+    @property
+    def alike(self) -> float:
+        """Share of the pairs of identities whose first images look like one person."""
+        own = self.embeddings
+        parts = (own[i : i + ROWS] @ own.T > SAME_PERSON for i in range(0, len(own), ROWS))
+        others = sum(int(part.sum()) for part in parts) - len(own)
+        return others / max(len(own) * (len(own) - 1), 1)
 
 
 class Look:
@@ -77,12 +87,19 @@ class Look:
         self.networks: dict[str, tfjs.Graph] = {name: graph for name, (graph, _) in loaded.items()}
         self.params = sharding.on_all_devices({**weights, "generator": params})
         self._generator = generator
-        self._size = chunk_size * sharding.devices()
-        self._look = jax.jit(sharding.rowwise(self._all, chunk_size))
+        self._chunk_size = chunk_size
+        self._look = self.program(self._all)
 
     def faces(self, params: Params, latents: Latents) -> tuple[Array, Images]:
         """Probabilities [N] and aligned faces [N, 112, 112, 3] of latents [N, D]."""
-        canvases = blazeface.canvases(self._generator.render(params["generator"], latents))
+        return self.faces_on(params, blazeface.canvases(self.images(params, latents)))
+
+    def images(self, params: Params, latents: Latents) -> Images:
+        """Images of latents [N, D]."""
+        return self._generator.render(params["generator"], latents)
+
+    def faces_on(self, params: Params, canvases: Images) -> tuple[Array, Images]:
+        """Probabilities [N] and aligned faces [N, 112, 112, 3] of canvases [N, 256, 256, 3]."""
         graph = self.networks[blazeface.NAME]
         found, points = blazeface.find(graph, params[blazeface.NAME], canvases)
         return found, blazeface.align(canvases, points)
@@ -94,10 +111,24 @@ class Look:
 
     def chunks(self, latents: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
         """What is seen of latents [n, D], a part of the rows at a time."""
-        for start in range(0, len(latents), self._size):
-            rows = np.minimum(np.arange(start, start + self._size), len(latents) - 1)
-            seen = jax.device_get(self._look(self.params, latents[rows]))
-            yield tuple(each[: len(latents) - start] for each in seen)
+        yield from self.mapped(self._look, latents)
+
+    @property
+    def at_once(self) -> int:
+        """Rows that all devices compute at once."""
+        return self._chunk_size * sharding.devices()
+
+    def program(self, function: Callable[[Params, Array], tuple[Array, ...]]) -> Program:
+        """Compiles a function of the weights and of rows, for `mapped`."""
+        return jax.jit(sharding.rowwise(function, self._chunk_size))
+
+    def mapped(self, program: Program, rows: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+        """Results of a program for rows [n, ...], a part of them at a time."""
+        size = self.at_once
+        for start in range(0, len(rows), size):
+            some = np.minimum(np.arange(start, start + size), len(rows) - 1)
+            results = jax.device_get(program(self.params, rows[some]))
+            yield tuple(each[: len(rows) - start] for each in results)
 
 
 def cluster(
@@ -155,7 +186,7 @@ def accept(look: Look, candidates: Candidates, latents: np.ndarray) -> Accepted:
         without_face=int((~has_face).sum()),
         as_others=int((has_face & ~is_same).sum()),
         identities=int((~whole).sum()),
-        alike=_alike(own[whole]),
+        embeddings=own[whole],
     )
 
 
@@ -169,8 +200,10 @@ def _numbered(
         start += len(chunk[0])
 
 
-def _alike(own: np.ndarray) -> float:
-    """Share of the pairs of rows [n, E] that look like one person."""
-    parts = (own[i : i + ROWS] @ own.T > SAME_PERSON for i in range(0, len(own), ROWS))
-    others = sum(int(part.sum()) for part in parts) - len(own)
-    return others / max(len(own) * (len(own) - 1), 1)
+def distinct(embeddings: np.ndarray, same_person: float = SAME_PERSON) -> np.ndarray:
+    """Which of unit embeddings [n, E] are of another person than all those before that are, [n]."""
+    embeddings = embeddings.astype(np.float32)
+    new = np.zeros(len(embeddings), bool)
+    for number, embedding in enumerate(embeddings):
+        new[number] = not (embeddings[:number][new[:number]] @ embedding > same_person).any()
+    return new

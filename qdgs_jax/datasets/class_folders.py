@@ -62,6 +62,19 @@ def read_folder(folder: str | Path, *, group: str | None = None) -> LabelledImag
             lie outside the folder.
         QDGSError: an image cannot be read.
     """
+    paths, labels, groups = list_folder(folder, group=group)
+    return LabelledImages(_read_images(paths), labels, groups)
+
+
+def list_folder(
+    folder: str | Path, *, group: str | None = None
+) -> tuple[list[Path], tuple[str, ...], tuple[str, ...]]:
+    """Paths [N], labels [N] and groups ([N] or none) of the images that `read_folder` reads, which
+    may have any size here.
+
+    Raises:
+        ConfigError: as `read_folder`.
+    """
     folder = Path(folder)
     if os.path.lexists(folder / listing.METADATA):
         entries = listing.read_metadata(folder, group)
@@ -83,7 +96,7 @@ def read_folder(folder: str | Path, *, group: str | None = None) -> LabelledImag
     labels = tuple(top(entry.path) for entry in kept)
     groups = _groups(folder, kept, group) if group else ()
     _require_text(folder, {*labels, *groups})
-    return LabelledImages(_read_images([folder / entry.path for entry in kept]), labels, groups)
+    return [folder / entry.path for entry in kept], labels, groups
 
 
 def require_fit(

@@ -140,7 +140,9 @@ def make_identities(
     with sharding.local_devices():
         look = Look(source, params, config.search.chunk)
         candidates = cluster(bin, elites.latents, elites.objective, asked, seed)
-        directions = _directions(look, source, elites.latents[np.unique(candidates.row)], seed)
+        directions = offset_directions(
+            look, source, elites.latents[np.unique(candidates.row)], seed
+        )
         accepted = accept(look, candidates, candidates.latents(elites.latents, directions))
         kept = accepted.kept
         header = make_header(
@@ -174,7 +176,17 @@ def make_identities(
     return dataclasses.replace(report, written=written)
 
 
-def _directions(look: Look, generator: Generator, latents: np.ndarray, seed: int) -> np.ndarray:
+def offset_directions(
+    look: Look, generator: Generator, latents: np.ndarray, seed: int
+) -> np.ndarray:
+    """The directions [2, D] of offsets of latents [n, D]; see `offsets.find_directions`.
+
+    Args:
+        seed: of the random latents whose norm sets the length.
+
+    Raises:
+        QDGSError: there are fewer than three latents.
+    """
     if len(latents) < 3:
         raise QDGSError(
             f"{len(latents)} elites are too few for directions between them: search longer, or "

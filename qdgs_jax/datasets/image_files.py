@@ -14,9 +14,11 @@ from PIL import Image, ImageOps
 
 from qdgs_jax.errors import QDGSError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 """Pillow's other formats are not tried: to decode EPS it runs Ghostscript."""
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".pgm", ".ppm"}
+)
 MAX_PIXELS = 2**26
 """8192 x 8192: decoded and converted, an image takes less than 2 GiB."""
 
@@ -55,6 +57,8 @@ def _read(source: Path | io.BytesIO, name: str) -> np.ndarray:
                         f"The image {name} has {image.width} x {image.height} pixels, more than "
                         f"{MAX_PIXELS:,}: make it smaller."
                     )
+                if image.tile and image.tile[0][0] == "ppm_plain":
+                    raise ValueError("its pixels are text, which is slow to read")
                 ImageOps.exif_transpose(image, in_place=True)
                 return _to_rgb(image)
     except QDGSError:

@@ -115,6 +115,11 @@ def _open(path: Path) -> _Opened | None:
     except QDGSError:
         return None
     edges = ndimage.laplace(pixels @ LUMA, mode="mirror")
+    return _Opened(canvas_of(pixels), float(edges.var(dtype=np.float64)))
+
+
+def canvas_of(pixels: np.ndarray) -> np.ndarray:
+    """An image [H, W, 3] uint8 on a canvas [256, 256, 3] uint8, as by `blazeface.canvases`."""
     height, width, _ = pixels.shape
     scale = blazeface.INNER / max(height, width)
     size = max(1, round(scale * width)), max(1, round(scale * height))
@@ -122,7 +127,7 @@ def _open(path: Path) -> _Opened | None:
     grey = round(255 * blazeface.GREY)
     canvas = Image.new("RGB", (blazeface.SIDE, blazeface.SIDE), (grey, grey, grey))
     canvas.paste(small, tuple((blazeface.SIDE - each) // 2 for each in size))
-    return _Opened(np.asarray(canvas), float(edges.var(dtype=np.float64)))
+    return np.asarray(canvas)
 
 
 def _read(

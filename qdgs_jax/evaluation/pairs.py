@@ -1,5 +1,6 @@
 """Pairs of faces for verification: InsightFace's .bin files, and folders of people."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,25 +86,41 @@ def read_pairs(
     labelled = read_folder(folder, group=group)
     names = sorted(set(labelled.labels))
     people = np.array([names.index(label) for label in labelled.labels])
-    groups = np.array(labelled.groups or ("",) * len(people))
-    random = np.random.default_rng(seed)
-    kinds = sorted(set(groups.tolist()))
-    drawn = [
-        _draw(random, np.flatnonzero(groups == kind), people, count // (2 * len(kinds)))
-        for kind in kinds
-    ]
-    named = np.repeat(kinds, [len(rows) for rows in drawn])
-    rows = np.concatenate(drawn)
-    if not len(rows):
+    pairs = draw_pairs(labelled.pixels, people, labelled.groups, count=count, seed=seed)
+    if not len(pairs.rows):
         raise ConfigError(
             f"{folder} has no two people, one of them with two images"
             f"{' of one group' if group else ''}: add images."
         )
+    return pairs
+
+
+def draw_pairs(
+    images: np.ndarray,
+    people: np.ndarray,
+    groups: Sequence[str] = (),
+    *,
+    count: int = 6000,
+    seed: int = 0,
+) -> Pairs:
+    """Draws pairs as `read_pairs` does, perhaps none, of images [N, H, W, 3] of these people [N].
+
+    Args:
+        groups: that of each image, or empty.
+    """
+    of = np.array(groups or ("",) * len(people))
+    random = np.random.default_rng(seed)
+    kinds = sorted(set(of.tolist()))
+    drawn = [
+        _draw(random, np.flatnonzero(of == kind), people, count // (2 * len(kinds)))
+        for kind in kinds
+    ]
+    rows, named = np.concatenate(drawn), np.repeat(kinds, [len(rows) for rows in drawn])
     order = random.permutation(len(rows))  # folds are alike
     rows, named = rows[order], named[order]
     both = people[rows]
     same = both[:, 0] == both[:, 1]
-    return Pairs(labelled.pixels, rows, same, both, tuple(map(str, named)) if group else ())
+    return Pairs(images, rows, same, both, tuple(map(str, named)) if groups else ())
 
 
 def _draw(

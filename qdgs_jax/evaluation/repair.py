@@ -8,12 +8,11 @@ results.json     fairness before and after, over seeds
 table.md         the same as a table
 """
 
-import contextlib
 import dataclasses
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -23,15 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from qdgs_jax import files, provenance
+from qdgs_jax import files
 from qdgs_jax.chunks import bytes_of, device_memory
 from qdgs_jax.datasets.class_folders import LabelledImages, read_folder, require_fit
-from qdgs_jax.errors import ConfigError, QDGSError
+from qdgs_jax.errors import ConfigError
 from qdgs_jax.evaluation import fairness
 from qdgs_jax.evaluation.fairness import Groups
-from qdgs_jax.folders import claimed, interruptions_explained, require_same_config
+from qdgs_jax.evaluation.results import claimed_results
 from qdgs_jax.keys import make_key
-from qdgs_jax.schema import read_json
 from qdgs_jax.training import classifier
 from qdgs_jax.training.classifier import Data
 from qdgs_jax.training.config import TrainConfig
@@ -87,10 +85,7 @@ def repair_folders(
     _warn_of_seen(read, folders)
     names = {name: str(path) for name, path in folders.items()}
     plan = {"config": dataclasses.asdict(config), "folders": names, "group": group}
-    with (
-        interruptions_explained(out, again="run the same command with --resume"),
-        claimed_results(out, plan, resume=resume),
-    ):
+    with claimed_results(out, plan, resume=resume):
         data = {name: as_data(images, classes) for name, images in read.items()}
         tested = Test(data["test"].images, _groups(read["test"], classes), classes)
         repairs = {AFTER: data["repair"]} if repair else {}
@@ -249,27 +244,6 @@ def _together(seeds: Sequence[int]) -> list[Sequence[int]]:
 def _bar(config: TrainConfig, trainings: int, repair_epochs: Mapping[str, int]) -> tqdm:
     epochs = config.training.epochs + sum(repair_epochs.values())
     return tqdm(total=trainings * epochs, unit="epoch", disable=None, dynamic_ncols=True)
-
-
-@contextlib.contextmanager
-def claimed_results(out: Path, plan: dict[str, Any], *, resume: bool) -> Iterator[None]:
-    """Makes `out` the folder of this plan, or checks that it is; no other process writes in it.
-
-    Raises:
-        ConfigError: it holds something else, or results of another plan.
-        QDGSError: its plan cannot be read, or another process writes in it.
-    """
-    with claimed(out, "plan.json", holds="results", resume=resume) as known:
-        if known:
-            before, now = read_json(known), json.loads(json.dumps(plan))
-            if not isinstance(before, dict):
-                raise QDGSError(f"{known} is damaged: choose another folder.")
-            require_same_config(out, {key: before.get(key) for key in now}, now)
-        else:  # the plan first: it makes the folder one of results
-            text = json.dumps({**plan, **provenance.environment()}, indent=1) + "\n"
-            files.write(out / "plan.json", text)
-        (out / "results").mkdir(exist_ok=True)
-        yield
 
 
 def _result_path(out: Path, seed: int, bias: float | None) -> Path:

@@ -5,7 +5,9 @@ images in the region that holds 99 % of random images, by features that the sear
 """
 
 import dataclasses
+import functools
 import json
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -148,7 +150,7 @@ def judge(
     wanted = np.array(shares(config.export.count, len(bins)))
     return Verdict(
         latents_in_distribution=_in_range(problem, latents) if n else None,
-        images_typical=typical_share(problem, latents) if n else None,
+        images_typical=make_typical_share(problem)(latents) if n else None,
         reach=_reach(problem, measures),
         refused={name: int(last[name]) for name in _REASONS},
         evaluations=int(last["evaluations"]),
@@ -167,19 +169,23 @@ def _in_range(problem: Problem, latents: np.ndarray) -> float:
     return float(((found >= least) & (found <= most)).all(axis=1).mean())
 
 
-def typical_share(problem: Problem, latents: np.ndarray) -> float:
-    """Share of latents [n, D] whose images lie in the region of 99 % of random images, by features
-    that no search sees; of more than `IMAGES`, some."""
+def make_typical_share(problem: Problem) -> Callable[[np.ndarray], float]:
+    """Latents [n, D] -> the share whose images lie in the region of 99 % of random images, by
+    features that no search sees; of more than `IMAGES`, some. Fitted to random images here."""
     kinds = (typicality.untrained,)
     random = problem.generator.sample(jax.random.key(KEYS[1]), typicality.SAMPLES)
     size = problem.config.search.chunk
-    of_images = typicality.features_of(problem.generator, kinds, size)
-    typical = typicality.fit(
-        kinds, of_images(problem.params["generator"], random), region=0.99, tail=0
+    of_images = functools.partial(
+        typicality.features_of(problem.generator, kinds, size), problem.params["generator"]
     )
-    rows = np.linspace(0, len(latents) - 1, min(IMAGES, len(latents))).astype(int)
-    values = of_images(problem.params["generator"], jnp.asarray(latents[rows]))
-    return float((typicality.distance_of(typical, values) <= 1).mean())
+    typical = typicality.fit(kinds, of_images(random), region=0.99, tail=0)
+
+    def share(latents: np.ndarray) -> float:
+        rows = np.linspace(0, len(latents) - 1, min(IMAGES, len(latents))).astype(int)
+        values = of_images(jnp.asarray(latents[rows]))
+        return float((typicality.distance_of(typical, values) <= 1).mean())
+
+    return share
 
 
 def _reach(problem: Problem, measures: np.ndarray) -> tuple[Reach, ...]:

@@ -48,7 +48,8 @@ class TrainingState(struct.PyTreeNode):
     """The state of a training."""
 
     params: Params  # {"network": ..., "centres": [E, P]}
-    statistics: Params  # {"network": batch statistics, "norms": NormStatistics}
+    statistics: Params
+    """{"network": batch statistics, "norms": NormStatistics, "loss": its mean in this epoch}."""
     optimiser: optax.OptState
     step: Array  # [] int32
 
@@ -61,7 +62,11 @@ def start(config: FaceRecognitionConfig, params: Params, key: Key, *, people: in
         "network": params["params"],
         "centres": margins.init_centres(key, size, people),
     }
-    statistics = {"network": params["batch_stats"], "norms": margins.init_statistics()}
+    statistics = {
+        "network": params["batch_stats"],
+        "norms": margins.init_statistics(),
+        "loss": jnp.zeros(()),
+    }
     optimiser = _optimiser(config, steps=1).init(trained)
     return TrainingState(trained, statistics, optimiser, jnp.zeros((), jnp.int32))
 
@@ -110,8 +115,9 @@ def train(
         logits, norms = margins.person_logits(
             config.margin, params["centres"], statistics["norms"], embeddings, faces.labels
         )
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, faces.labels)
-        return losses.mean(), {"network": batch_stats, "norms": norms}
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, faces.labels).mean()
+        mean = statistics["loss"] + (loss - statistics["loss"]) / (step % steps + 1)
+        return loss, {"network": batch_stats, "norms": norms, "loss": mean}
 
     count = len(batches.labels)
     params, statistics, optimiser, losses = descend_with_statistics(

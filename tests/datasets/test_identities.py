@@ -11,7 +11,7 @@ from PIL import Image
 
 from qdgs_jax import blazeface, faceres
 from qdgs_jax.config import BinConfig
-from qdgs_jax.datasets.candidates import SAME_PERSON
+from qdgs_jax.datasets.candidates import SAME_PERSON, distinct
 from qdgs_jax.datasets.identities import make_identities
 from qdgs_jax.errors import ConfigError, QDGSError
 
@@ -122,3 +122,11 @@ def test_what_cannot_be_made_is_told(run, tmp_path):
     (out / "mine.txt").touch()
     with pytest.raises(ConfigError, match="holds other files"):
         make_identities(run(RIGHT), out, count=3)
+
+
+def test_people_are_counted_once():
+    angles = np.radians([0, 10, 90, 20, 95])
+    embeddings = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    threshold = np.cos(np.radians(15))
+    assert distinct(embeddings, threshold).tolist() == [True, False, True, True, False]
+    assert distinct(embeddings[:0]).tolist() == []

@@ -30,7 +30,7 @@ GENERATOR = Generator("ramps", 2, 16, lambda key, n: jax.random.normal(key, (n, 
 
 @pytest.fixture(autouse=True)
 def judged_images(second_opinion: Callable[..., float], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verdict, "typical_share", second_opinion)
+    monkeypatch.setattr(verdict, "make_typical_share", second_opinion)
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,12 @@
 """The config of the experiment on annotated faces."""
 
 import itertools
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
 from qdgs_jax.config import Name
-from qdgs_jax.schema import Count, checked, read_toml, validate
+from qdgs_jax.schema import Count, checked
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -71,15 +70,3 @@ class AnnotatedFacesConfig:
         measures = [attribute.measure for attribute in self.attributes]
         if len(set(measures)) < len(measures):
             raise ValueError("two attributes name the same measure")
-
-
-def load_annotated_faces_config(path: Path) -> AnnotatedFacesConfig:
-    """Reads a TOML file; `search` becomes relative to the working directory.
-
-    Raises:
-        ConfigError: as `load_config` does.
-    """
-    values = read_toml(path)
-    if isinstance(values.get("search"), str):
-        values["search"] = str(path.parent / values["search"])
-    return validate(AnnotatedFacesConfig, values, source=str(path))

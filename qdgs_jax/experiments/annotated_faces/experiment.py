@@ -13,32 +13,18 @@ ARM.png          images of each group
 import dataclasses
 import functools
 import json
-import os
-import platform
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
-import safetensors
-import safetensors.numpy
-
-from qdgs_jax import files
+from qdgs_jax import files, provenance
 from qdgs_jax.config import Config
-from qdgs_jax.errors import QDGSError
-from qdgs_jax.evaluation.repair import claimed_results
-from qdgs_jax.experiments.annotated_faces import arms, guidance
+from qdgs_jax.evaluation.results import claimed_results, remembered
+from qdgs_jax.experiments.annotated_faces import arms, guidance, report
 from qdgs_jax.experiments.annotated_faces.config import AnnotatedFacesConfig
 from qdgs_jax.experiments.annotated_faces.groups import Groups, make_groups
 from qdgs_jax.experiments.annotated_faces.judge import find_judge
-from qdgs_jax.experiments.annotated_faces.report import Report, table
-from qdgs_jax.folders import interruptions_explained
 from qdgs_jax.problem import Problem, load_problem
-
-AGAIN = "run the same command with --resume"
-
-T = TypeVar("T", arms.Random, arms.Found)
 
 
 def run_experiment(
@@ -70,23 +56,23 @@ def run_experiment(
     problem = load_problem(search, allow_code=allow_code)
     arms.search_length(problem, search, config.calls)  # refuses before anything slow
     reader = arms.Reader(problem)
-    with (
-        interruptions_explained(out, again=AGAIN),
-        claimed_results(out, plan(config, search, problem), resume=resume),
-    ):
+    with claimed_results(out, plan(config, search, problem), resume=resume):
         random, found = _find(config, search, problem, reader, groups, out, allow_code)
-        report = Report(problem, reader, groups, config, find_judge())
-        judge = report.judge_on_random(random)
-        rows = [report.row(arm, each, out / f"{arm}.png") for arm, each in found.items()]
+        reported = report.Report(problem, reader, groups, config, find_judge())
+        judge = reported.judge_on_random(random)
+        rows = [reported.row(arm, each, out / f"{arm}.png") for arm, each in found.items()]
         results = {
-            **plan(config, search, problem), **problem.provenance(),
-            "date": time.strftime("%F"),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            **plan(config, search, problem), **problem.provenance(), **provenance.occasion(),
             "judge": judge, "rows": rows,
         }  # fmt: skip
-        files.write(out / "table.md", table(rows, judge))
+        files.write(out / "table.md", table(results))
         files.write(out / "results.json", json.dumps(results, indent=1) + "\n")
     return results
+
+
+def table(results: dict[str, Any]) -> str:
+    """The contents of results.json as tables."""
+    return report.table(results["rows"], results["judge"])
 
 
 def plan(config: AnnotatedFacesConfig, search: Config, problem: Problem) -> dict[str, Any]:
@@ -111,10 +97,12 @@ def _find(
 ) -> tuple[arms.Random, dict[str, arms.Found]]:
     """The random faces and what each arm found, from their files or found now."""
 
-    def once(name: str, kind: type[T], make: Callable[[], T]) -> T:
-        return _remembered(out / "results" / f"{name}.safetensors", kind, make)
+    def file(name: str) -> Path:
+        return out / "results" / f"{name}.safetensors"
 
-    random = once("random", arms.Random, lambda: arms.read_random(problem, reader, config))
+    random = remembered(
+        file("random"), arms.Random, lambda: arms.read_random(problem, reader, config)
+    )
     shared = problem, reader, groups, config, random
     published = functools.cache(lambda: guidance.guide_as_published(*shared))
     make: dict[str, Callable[[], arms.Found]] = {
@@ -126,24 +114,4 @@ def _find(
             problem, groups, config, search, out / "search", allow_code=allow_code
         ),
     }
-    return random, {arm: once(arm, arms.Found, each) for arm, each in make.items()}
-
-
-def _remembered(path: Path, kind: type[T], make: Callable[[], T]) -> T:
-    """A named tuple of arrays and plain values, from its file or made now and written there.
-
-    Raises:
-        QDGSError: the file is damaged.
-    """
-    if not path.exists():
-        values = make()._asdict()
-        arrays = {name: each for name, each in values.items() if isinstance(each, np.ndarray)}
-        others = json.dumps({name: each for name, each in values.items() if name not in arrays})
-        files.write(path, safetensors.numpy.save(arrays, {"others": others}))
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            stored: dict[str, Any] = json.loads(file.metadata()["others"])
-            stored |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return kind(**stored)
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise QDGSError(f"{path} is damaged ({error}): remove it, then {AGAIN}.") from None
+    return random, {arm: remembered(file(arm), arms.Found, each) for arm, each in make.items()}

@@ -13,6 +13,7 @@ from scipy.stats import spearmanr
 
 from qdgs_jax import image_measures
 from qdgs_jax.bins import draw_evenly
+from qdgs_jax.datasets.candidates import distinct
 from qdgs_jax.experiments.annotated_faces.arms import Found, Random, Reader, in_batches
 from qdgs_jax.experiments.annotated_faces.config import AnnotatedFacesConfig
 from qdgs_jax.experiments.annotated_faces.groups import Groups
@@ -40,9 +41,10 @@ class Report:
         config: AnnotatedFacesConfig,
         judge: Judge | None,
     ) -> None:
-        self._problem, self._reader, self._groups = problem, reader, groups
+        self._reader, self._groups = reader, groups
         self._config, self._judge = config, judge
         self._subjects = _subjects(problem, groups) if judge else {}
+        self._typical_share = verdict.make_typical_share(problem)
 
         @jax.jit
         def render(params: Params, latents: Latents) -> tuple[Array]:
@@ -88,8 +90,8 @@ class Report:
             "drawn_shares": _ends(np.bincount(group, minlength=len(groups))),
             "classifier_agrees": float(agrees.mean()) if len(drawn) else None,
             "judge_agrees": judged,
-            "people": count_people(embeddings, config.same_person),
-            "typical": verdict.typical_share(self._problem, latents) if len(drawn) else None,
+            "people": int(distinct(embeddings, config.same_person).sum()),
+            "typical": self._typical_share(latents) if len(drawn) else None,
             "seconds": found.seconds,
             "seconds_an_image": found.seconds / count.sum() if count.sum() else None,
             "unreached": [name for name, n in counts.items() if not n],
@@ -137,16 +139,6 @@ def _subjects(problem: Problem, groups: Groups) -> dict[str, int]:
 def _ends(count: np.ndarray) -> list[float] | None:
     """Smallest and largest share of the groups."""
     return [float(end / count.sum()) for end in (count.min(), count.max())] if count.any() else None
-
-
-def count_people(embeddings: np.ndarray, same_person: float) -> int:
-    """Distinct people among unit embeddings [n, E]: in their order, one is new whose cosine with
-    none of the new ones before is above the threshold."""
-    embeddings = embeddings.astype(np.float32)
-    new = np.zeros(len(embeddings), bool)
-    for number, embedding in enumerate(embeddings):
-        new[number] = not (embeddings[:number][new[:number]] @ embedding > same_person).any()
-    return int(new.sum())
 
 
 def draw_sheet(

@@ -10,17 +10,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from tqdm import tqdm
 
 from qdgs_jax.config import Config
 from qdgs_jax.datasets import export as dataset
 from qdgs_jax.datasets.class_folders import LabelledImages, read_folder
-from qdgs_jax.errors import ConfigError
 from qdgs_jax.evaluation.repair import as_data
 from qdgs_jax.experiments.repair.config import RepairConfig
+from qdgs_jax.experiments.searches import finished_run
 from qdgs_jax.keys import make_key
-from qdgs_jax.runs import sampling as runs
-from qdgs_jax.runs.results import load_run
 from qdgs_jax.shapes import drawings as shapes
 from qdgs_jax.training.classifier import Data
 from qdgs_jax.typing import Array, Key
@@ -43,24 +40,7 @@ def make_synthetic(
     """The seed's elites and random samples, read from their folders; makes missing folders."""
     search = dataclasses.replace(search, seed=search.seed + seed)
     run = out / f"search-{seed}"
-    if not (run / "summary.json").is_file():
-        name, total = f"search {seed}", search.search.generations
-        with tqdm(desc=name, total=total, unit="gen", disable=None, dynamic_ncols=True) as bar:
-            runs.sample(
-                search,
-                run,
-                resume=True,
-                allow_code=allow_code,
-                report=lambda row: bar.update(int(row["generation"]) - bar.n),
-            )
-    found = load_run(run).config
-    wanted = [measure.range for measure in search.measures]
-    measures = tuple(
-        dataclasses.replace(measure, range=range)
-        for measure, range in zip(found.measures, wanted, strict=False)
-    )
-    if dataclasses.replace(found, measures=measures) != search:
-        raise ConfigError(f"{run} is the run of another search: choose another --out.")
+    found = finished_run(search, run, f"search {seed}", allow_code=allow_code).config
     elites, random = out / f"qdgs-{seed}", out / f"random-{seed}"
     count = config.repair_images
     dataset.export(run, elites, count=count, seed=seed, allow_code=allow_code)

@@ -1,11 +1,10 @@
 """The config of the repair experiment."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from qdgs_jax.schema import Fraction, checked, read_toml, validate
+from qdgs_jax.schema import Fraction, checked
 from qdgs_jax.training.config import TrainConfig
 
 Arm = Literal["biased", "random", "random_equal_classes", "random_equal_bins", "qdgs", "unbiased"]
@@ -38,15 +37,3 @@ class RepairConfig(TrainConfig):
     """Images of each repair."""
     test_images: Images = 5000
     """Unbiased drawings to test on."""
-
-
-def load_repair_config(path: Path) -> RepairConfig:
-    """Reads a TOML file; `search` becomes relative to the working directory.
-
-    Raises:
-        ConfigError: as `load_config` does.
-    """
-    values = read_toml(path)
-    if isinstance(values.get("search"), str):
-        values["search"] = str(path.parent / values["search"])
-    return validate(RepairConfig, values, source=str(path))

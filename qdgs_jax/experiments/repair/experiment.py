@@ -16,15 +16,16 @@ import numpy as np
 from qdgs_jax import generators
 from qdgs_jax.config import Config
 from qdgs_jax.errors import ConfigError
+from qdgs_jax.evaluation import fairness
 from qdgs_jax.evaluation.fairness import Groups
 from qdgs_jax.evaluation.repair import (
     Test,
-    claimed_results,
     require_memory,
     train_and_repair,
     unfinished,
     write_results,
 )
+from qdgs_jax.evaluation.results import claimed_results
 from qdgs_jax.experiments.repair import figures
 from qdgs_jax.experiments.repair.arms import (
     CLASSES,
@@ -36,7 +37,6 @@ from qdgs_jax.experiments.repair.arms import (
     make_synthetic,
 )
 from qdgs_jax.experiments.repair.config import LABELS, RepairConfig
-from qdgs_jax.folders import interruptions_explained
 from qdgs_jax.keys import make_key
 from qdgs_jax.shapes import drawings as shapes
 
@@ -81,10 +81,7 @@ def run_experiment(
             "but drawings are square: choose another generator."
         )
     require_memory(config, (size, size, 3))
-    with (
-        interruptions_explained(out, again="run the same command with --resume"),
-        claimed_results(out, plan(config), resume=resume),
-    ):
+    with claimed_results(out, plan(config), resume=resume):
         draw = functools.partial(draw_in_bytes, image_size=size)
         test = _unbiased_test(draw(make_key(0, "test drawings"), config.test_images, 0.5))
         seeds = sorted({seed for _, seed in unfinished(config, out, config.biases)})
@@ -104,6 +101,11 @@ def run_experiment(
         write_results(out, results)
         figures.draw_accuracy(out / "accuracy.png", results["rows"])
     return results
+
+
+def table(results: dict[str, Any]) -> str:
+    """The contents of results.json as a table."""
+    return fairness.table(results["rows"])
 
 
 def plan(config: RepairConfig) -> dict[str, Any]:

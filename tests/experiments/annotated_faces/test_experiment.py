@@ -15,7 +15,7 @@ from qdgs_jax import faceres, generators
 from qdgs_jax.cli import run_command
 from qdgs_jax.config import Config, parse_config
 from qdgs_jax.errors import ConfigError, QDGSError
-from qdgs_jax.experiments.annotated_faces import arms, experiment, guidance, report
+from qdgs_jax.experiments.annotated_faces import arms, experiment, guidance
 from qdgs_jax.experiments.annotated_faces.config import AnnotatedFacesConfig, AttributeConfig
 from qdgs_jax.generators import Generator
 from qdgs_jax.image_measures import IMAGE_MEASURES
@@ -207,13 +207,6 @@ def test_the_search_counts_gradients_and_random_images() -> None:
     auto = make_search(measures=[{"name": "red", "function": "red"}])
     with pytest.raises(ConfigError, match=r"'red' is 'auto', .* give it in numbers"):
         arms.search_length(problem, auto, 500)
-
-
-def test_people_are_counted_once() -> None:
-    angles = np.radians([0, 10, 90, 20, 95])
-    embeddings = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    assert report.count_people(embeddings, np.cos(np.radians(15))) == 3  # 0, 90 and 20 degrees
-    assert report.count_people(embeddings[:0], 0.5) == 0
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,9 @@ import pytest
 
 from qdgs_jax.config import load_config
 from qdgs_jax.errors import ConfigError
-from qdgs_jax.experiments.annotated_faces.config import (
-    AttributeConfig,
-    load_annotated_faces_config,
-)
+from qdgs_jax.experiments.annotated_faces.config import AnnotatedFacesConfig, AttributeConfig
 from qdgs_jax.experiments.annotated_faces.groups import make_groups
+from qdgs_jax.experiments.config import load_experiment_config
 
 CONFIGS = Path(__file__).parents[3] / "configs/experiments"
 AGE = AttributeConfig(measure="age", values=("young", "old"), limits=(30.0,), error=2.0)
@@ -52,7 +50,7 @@ def test_the_ends_of_intervals_have_their_confidence() -> None:
     "path", sorted(CONFIGS.glob("annotated_faces*.toml")), ids=lambda p: p.stem
 )
 def test_shipped_configs_have_18_groups(path: Path) -> None:
-    config = load_annotated_faces_config(path)
+    config = load_experiment_config(AnnotatedFacesConfig, path)
     search = load_config(config.search)
     assert search.notice == "faces"
     assert len(make_groups(config.attributes, [measure.name for measure in search.measures])) == 18

@@ -29,9 +29,10 @@ from qdgs_jax.datasets.class_folders import read_folder
 from qdgs_jax.encoders import Encoder
 from qdgs_jax.errors import ConfigError
 from qdgs_jax.evaluation.repair import BEFORE
+from qdgs_jax.experiments.config import load_experiment_config
 from qdgs_jax.experiments.repair import experiment as repair
 from qdgs_jax.experiments.repair.arms import equal, make_synthetic
-from qdgs_jax.experiments.repair.config import LABELS, RepairConfig, load_repair_config
+from qdgs_jax.experiments.repair.config import LABELS, RepairConfig
 from qdgs_jax.generators import Generator
 from qdgs_jax.image_measures import IMAGE_MEASURES
 from qdgs_jax.shapes import drawings as shapes
@@ -286,7 +287,7 @@ def test_a_missing_config_takes_one_sentence(capsys: pytest.CaptureFixture[str])
 
 
 def test_shipped_config() -> None:
-    config = load_repair_config(CONFIGS / "repair.toml")
+    config = load_experiment_config(RepairConfig, CONFIGS / "repair.toml")
     assert config == RepairConfig(search=config.search)  # the defaults are the paper's
     assert load_config(Path(config.search)).export.bins
 
@@ -303,4 +304,4 @@ def test_mistakes_in_a_config(tmp_path: Path) -> None:
     }.items():
         path.write_text(text)
         with pytest.raises(ConfigError, match=sentence):
-            load_repair_config(path)
+            load_experiment_config(RepairConfig, path)

@@ -1,0 +1,1 @@
+"""Pre-training of face recognition on synthetic identities (QDGS, faces domain)."""
