@@ -60,10 +60,10 @@ def run_arm(
             config.training, network, params, key, identities, folder / "pre-training"
         )
         iresnet.save(folder / "network.safetensors", network, params)
-        tones = np.bincount(identities.tone_of, minlength=len(TONES)).tolist()
+        tones = np.bincount(identities.tone_of, minlength=len(TONES))
         found = {
             "asked": config.identities, "identities": identities.size, "loss": loss,
-            "tones": dict(zip(TONES, tones, strict=True)), "search": identities.about,
+            "tones": dict(zip(TONES, map(int, tones), strict=True)), "search": identities.about,
         }  # fmt: skip
     found["synthetic"] = verified(network, params, test, pairs=config.test_pairs, seed=seed)
     found["synthetic"]["asked"] = config.test_identities * len(TONES)

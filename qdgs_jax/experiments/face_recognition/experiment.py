@@ -131,7 +131,9 @@ class _Experiment:
     def run_seed(self, seed: int) -> list[dict[str, Any]]:
         """Figures of each arm, from their files or found now."""
         test = self._people(seed, "test")
-        found = {arm: self._people(seed, arm) for arm in self.config.arms if arm != "none"}
+        found: dict[str, People] = {
+            arm: self._people(seed, arm) for arm in self.config.arms if arm != "none"
+        }
         count = min((each.size for each in found.values()), default=0)  # as many in all arms
         rows = []
         for arm in self.config.arms:

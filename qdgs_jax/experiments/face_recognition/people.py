@@ -45,7 +45,8 @@ class People(NamedTuple):
 
     def take(self, people: np.ndarray) -> "People":
         """These people, by their numbers, numbered anew in their order."""
-        starts, ends = (np.searchsorted(self.labels, people, side) for side in ("left", "right"))
+        starts = np.searchsorted(self.labels, people)
+        ends = np.searchsorted(self.labels, people, side="right")
         parts = [np.arange(*each) for each in zip(starts, ends, strict=True)]
         rows, labels = np.concatenate(parts), np.arange(len(people)).repeat(ends - starts)
         return People(self.images[rows], labels, self.tones[rows], self.about)
