@@ -11,8 +11,8 @@ Method: for each seed: `runs.sample`, `dataset.export` of 1,000 images, `dataset
     have an elite that is a clean shape according to the evaluator; for random sampling they are
     also counted without that floor. Mean and standard deviation.
 Command: python benchmarks/shapes_balance.py --seeds 5 --json benchmarks/results/shapes_balance.json
-Result: 99 % clean; groups of 24 to 25 %, compared with 1.4 to 23 % of random samples; 2.1 times the
-    cells with an elite above 103, and 1.7 times those with a clean one; see benchmarks/README.md.
+Result: 2026-11-30: 97 % clean; groups of 22.6 to 25 %, compared with 1.3 to 23 % of random samples;
+    1.25 times the cells, and 1.29 times those with a clean shape; see benchmarks/README.md.
 """
 
 import argparse
