@@ -1,4 +1,4 @@
-"""A finished run is told from that of another search."""
+"""A finished run is used again only if its search is the same."""
 
 import dataclasses
 from pathlib import Path
