@@ -178,6 +178,15 @@ def require_same(**values: Any) -> None:
                 )
 
 
+def is_loss(error: BaseException) -> bool:
+    """Whether an exchange has failed, so that other processes are no longer to be waited for."""
+    return (
+        jax.process_count() > 1
+        and isinstance(error, jax.errors.JaxRuntimeError)
+        and str(error).startswith(_OF_EXCHANGES)
+    )
+
+
 @contextlib.contextmanager
 def losses_explained(*, again: str) -> Iterator[None]:
     """Turns the failure of an exchange with other processes into a sentence.
@@ -191,7 +200,7 @@ def losses_explained(*, again: str) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1 or not str(error).startswith(_OF_EXCHANGES):
+        if not is_loss(error):
             raise
         reason = str(error).partition("\n")[0][:200]
         raise LostProcessError(

@@ -46,8 +46,8 @@ _DAMAGE = {errno.EINVAL, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
 def saving(folder: Path, *, counter: str = "generation") -> Iterator[Callable[[Any], None]]:
     """Yields `save(state)`, which returns as soon as the state may be donated.
 
-    The files are written meanwhile; the next call and the end of the context wait for them. Once
-    a checkpoint is complete, all but the `KEPT` newest are removed.
+    The files are written meanwhile; the next call and the end of the context wait for them, unless
+    another process is lost. Once a checkpoint is complete, all but the `KEPT` newest are removed.
 
     Args:
         counter: name of the field that numbers a state.
@@ -84,9 +84,12 @@ def saving(folder: Path, *, counter: str = "generation") -> Iterator[Callable[[A
 
     try:
         yield save
-    except BaseException:
-        with contextlib.suppress(OSError):
-            finish()
+    except BaseException as error:
+        if processes.is_loss(error):
+            writer.abandon()
+        else:
+            with contextlib.suppress(OSError):
+                finish()
         raise
     else:
         finish()

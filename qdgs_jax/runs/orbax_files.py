@@ -69,6 +69,10 @@ class Writer:
             raise
         return self._path
 
+    def abandon(self) -> None:
+        """Leaves the folder that was started last incomplete: it may wait for a lost process."""
+        self._checkpointer = None
+
     def close(self) -> None:
         """Ends its threads, after `finish`."""
         if self._checkpointer:
