@@ -7,10 +7,7 @@
 On several devices, each computes its part of every batch; statistics are of the whole batch.
 """
 
-import contextlib
 import functools
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,22 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
-from tqdm import tqdm
 
-from qdgs_jax import processes, sharding
+from qdgs_jax import sharding
 from qdgs_jax.errors import ConfigError
 from qdgs_jax.models import iresnet
 from qdgs_jax.models.iresnet import IResNetConfig
 from qdgs_jax.models.precision import Precision
-from qdgs_jax.runs import checkpoints as saved
-from qdgs_jax.training import margins
+from qdgs_jax.training import loop, margins
 from qdgs_jax.training.augmentation import augment
 from qdgs_jax.training.config import FaceRecognitionConfig
 from qdgs_jax.training.descent import descend_with_statistics
 from qdgs_jax.typing import Array, Key, Params
-
-STEPS_AT_ONCE = 50  # steps a call at most: Ctrl-C is noticed between calls
-SECONDS = 300  # between checkpoints
 
 
 class Faces(NamedTuple):
@@ -141,15 +133,12 @@ def fit(
     *,
     checkpoints: Path | None = None,
 ) -> TrainingState:
-    """Trains for all epochs; terminals show a progress bar.
-
-    An epoch uses each image at most once, in random order; images that do not fill its last batch
-    are left out.
+    """Trains for all epochs, each of which uses each image at most once, in random order.
 
     Args:
         params: an IResNet's weights, random or trained.
-        checkpoints: folder in which the state is saved every `SECONDS` and at the end. If it has a
-            state, the training continues from there, as if it had not been interrupted.
+        checkpoints: folder of states, from which an interrupted training continues, see
+            `training.loop`.
 
     Raises:
         ConfigError: there are fewer images than a batch has, or they are of another size than the
@@ -159,43 +148,21 @@ def fit(
     """
     _require_fit(config, network, faces)
     steps = len(faces.labels) // config.batch_size
-    total = steps * config.epochs
-    some = max(count for count in range(1, STEPS_AT_ONCE + 1) if total % count == 0)
     centre_key, order_key, train_key = jax.random.split(key, 3)
     state = start(config, params, centre_key, people=int(faces.labels.max()) + 1)
     state, train_key = sharding.on_all_devices((state, train_key))
-    with contextlib.ExitStack() as stack:
-        save: Callable[[TrainingState], None] | None = None
-        if checkpoints is not None:
-            state = saved.restore(checkpoints, state, counter="step") or state
-            save = stack.enter_context(saved.saving(checkpoints, counter="step"))
-        begun, losses, when = int(state.step), None, time.monotonic()
-        bar = stack.enter_context(tqdm(initial=begun, total=total, unit="step", disable=None))
-        for done in range(begun, total, some):
-            batches = _batches(order_key, faces, config.batch_size, range(done, done + some))
-            if losses is not None:  # of the steps before, which ran while batches were read
-                bar.set_postfix(loss=f"{losses.mean():.4g}", refresh=False)
-            state, losses = train(config, network, state, train_key, batches, steps=steps)
-            bar.update(some)
-            now = time.monotonic()
-            due = done + some >= total or now - when > SECONDS
-            if save and any(processes.gather(due)):  # of several processes, all save or none
-                save(state)
-                when = now
-    return state
 
+    def batches(some: range) -> Faces:
+        rows = loop.batch_rows(order_key, len(faces.labels), config.batch_size, some)
+        return Faces(faces.images[rows], faces.labels[rows].astype(np.int32))
 
-def _batches(key: Key, faces: Faces, batch_size: int, steps: range) -> Faces:
-    """The batches [T, B, ...] of some steps, counted over all epochs; each epoch has its order."""
-    count = len(faces.labels)
-    an_epoch = count // batch_size
-    orders = {
-        epoch: np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), count))
-        for epoch in {step // an_epoch for step in steps}
-    }
-    starts = [(step // an_epoch, step % an_epoch * batch_size) for step in steps]
-    rows = np.stack([orders[epoch][begin : begin + batch_size] for epoch, begin in starts])
-    return Faces(faces.images[rows], faces.labels[rows].astype(np.int32))
+    def train_some(state: TrainingState, some: Faces) -> tuple[TrainingState, dict[str, Array]]:
+        state, losses = train(config, network, state, train_key, some, steps=steps)
+        return state, {"loss": losses}
+
+    return loop.train_all(
+        train_some, state, batches, steps=steps * config.epochs, checkpoints=checkpoints
+    )
 
 
 def _require_fit(config: FaceRecognitionConfig, network: IResNetConfig, faces: Faces) -> None:

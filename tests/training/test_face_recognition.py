@@ -14,7 +14,7 @@ import pytest
 from qdgs_jax import sharding
 from qdgs_jax.errors import ConfigError
 from qdgs_jax.models import iresnet
-from qdgs_jax.training import face_recognition
+from qdgs_jax.training import face_recognition, loop
 from qdgs_jax.training.config import AugmentationConfig, FaceRecognitionConfig
 from qdgs_jax.training.face_recognition import Faces, TrainingState, fit
 
@@ -55,8 +55,8 @@ def test_training_learns_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyP
         losses.append(np.asarray(found).mean())
         return state, found
 
-    monkeypatch.setattr(face_recognition, "STEPS_AT_ONCE", 3)
-    monkeypatch.setattr(face_recognition, "SECONDS", 0)
+    monkeypatch.setattr(loop, "STEPS_AT_ONCE", 3)
+    monkeypatch.setattr(loop, "SECONDS", 0)
     monkeypatch.setattr(face_recognition, "train", watched)
     whole = run()
     assert int(whole.step) == 12
@@ -73,17 +73,12 @@ def test_training_learns_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_each_epoch_uses_each_image_once_in_its_own_order() -> None:
-    given = Faces(np.arange(10)[:, None], np.arange(10))
-    whole = face_recognition._batches(jax.random.key(0), given, 3, range(2, 7))
-    assert whole.images.shape == (5, 3, 1)
-    np.testing.assert_array_equal(whole.labels, whole.images[..., 0])
-    epoch = whole.labels[1:4].ravel().tolist()
+    whole = loop.batch_rows(jax.random.key(0), 10, 3, range(2, 7))
+    assert whole.shape == (5, 3)
+    epoch = whole[1:4].ravel().tolist()
     assert len(set(epoch)) == 9
-    parts = [
-        face_recognition._batches(jax.random.key(0), given, 3, some)
-        for some in (range(2, 3), range(3, 7))
-    ]
-    np.testing.assert_array_equal(np.concatenate([each.labels for each in parts]), whole.labels)
+    parts = [loop.batch_rows(jax.random.key(0), 10, 3, some) for some in (range(2, 3), range(3, 7))]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
     assert epoch != sorted(epoch)
 
 
