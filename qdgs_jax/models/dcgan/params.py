@@ -12,12 +12,15 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 
+from qdgs_jax import files
 from qdgs_jax.models.checkpoint import Tensors, explained, read_tensors
 from qdgs_jax.models.dcgan.modeling import DCGANConfig
 from qdgs_jax.models.pickles import UnreadableError
 from qdgs_jax.typing import Params
 
+WEIGHTS = "model.safetensors"
 LAYOUT = (
     "a linear layer or a transposed convolution of latents, then 4 x 4 transposed convolutions of "
     "stride 2 up to images of 1 or 3 channels, with or without batch norms between"
@@ -77,6 +80,28 @@ def load(path: str | Path) -> tuple[DCGANConfig, Params]:
             "bias": jnp.asarray(bias, jnp.float32),
         }
     return config, params
+
+
+def save(folder: str | Path, config: DCGANConfig, params: Params) -> Path:
+    """Writes model.safetensors into a folder, with PyTorch's layout, which `load` reads; returns
+    its path."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    side, channels = config.first_side, config.channels[0]
+    tensors: Tensors = {}
+    for name, layer in params.items():
+        kernel, bias = np.asarray(layer["kernel"], np.float32), np.asarray(layer["bias"])
+        if name == "project":
+            kernel = kernel.reshape(config.latent_size, side, side, channels).transpose(3, 1, 2, 0)
+            kernel = kernel.reshape(-1, config.latent_size)
+            bias = bias.reshape(side, side, channels).transpose(2, 0, 1).reshape(-1)
+        else:
+            kernel = kernel.transpose(2, 3, 0, 1)
+        tensors[f"{name}.weight"] = np.ascontiguousarray(kernel)
+        tensors[f"{name}.bias"] = np.ascontiguousarray(bias, np.float32)
+    path = folder / WEIGHTS
+    files.write(path, safetensors.numpy.save(tensors, {"format": "pt"}))
+    return path
 
 
 def find(tensors: Tensors) -> list[Layer]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -310,3 +311,14 @@ def test_a_checkpoint_that_torch_wrote(tmp_path: Path, legacy: bool) -> None:
         expected = (net(latents[:, :, None, None]).numpy().transpose(0, 2, 3, 1) + 1) / 2
     images = dcgan.generate(*dcgan.load(path), latents.numpy())
     np.testing.assert_allclose(images, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("layers", [2, 11])
+def test_what_is_saved_is_loaded(tmp_path: Path, layers: int) -> None:
+    """Also eleven layers, of which up10 stands before up2 in a sorted file."""
+    config = dcgan.DCGANConfig(5, (*range(layers + 3, 4, -1),), first_side=2, image_channels=1)
+    params = dcgan.init(config, jax.random.key(0))
+    params = jax.tree.map(lambda x: x + jnp.arange(x.size).reshape(x.shape) / x.size, params)
+    found, read = dcgan.load(dcgan.save(tmp_path, config, params))
+    assert found == config
+    jax.tree.map(np.testing.assert_array_equal, read, params)
