@@ -30,12 +30,11 @@ from qdgs_jax.config import Config
 from qdgs_jax.errors import ConfigError
 from qdgs_jax.experiments.annotated_faces.config import AnnotatedFacesConfig
 from qdgs_jax.experiments.annotated_faces.groups import Groups
+from qdgs_jax.experiments.searches import finished_run
 from qdgs_jax.image_measures import weights_of
 from qdgs_jax.keys import make_key
 from qdgs_jax.models import tfjs
 from qdgs_jax.problem import Problem
-from qdgs_jax.runs import sampling
-from qdgs_jax.runs.results import load_run
 from qdgs_jax.typing import Array, Latents, Params
 
 
@@ -221,12 +220,8 @@ def search(
     resolved = dataclasses.replace(
         problem.config, search=dataclasses.replace(problem.config.search, generations=generations)
     )
-    with tqdm(desc="search", total=generations, unit="gen", disable=None) as bar:
-        summary = sampling.sample(
-            resolved, out, resume=True, allow_code=allow_code,
-            report=lambda row: bar.update(int(row["generation"]) - bar.n),
-        )  # fmt: skip
-    elites = load_run(out).elites
+    run = finished_run(resolved, out, "search", allow_code=allow_code)
+    elites, summary = run.elites, run.summary
     group = groups.assign(elites.measures, config.confidence)
     return Found(
         elites.latents[group >= 0], group[group >= 0].astype(np.int32),

@@ -88,16 +88,15 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """The configs of searches, which are random here."""
     found: list[Config] = []
 
-    def sample(config: Config, out: Path, **_: Any) -> dict[str, Any]:
+    def finished_run(config: Config, *_: Any, **__: Any) -> SimpleNamespace:
         found.append(config)
-        return {"seconds_run": 2.0, "coverage": 0.5}
+        return SimpleNamespace(elites=elites, summary={"seconds_run": 2.0, "coverage": 0.5})
 
     latents = np.random.default_rng(0).normal(size=(400, 5)).astype(np.float32)
     red, green, _ = 1 / (1 + np.exp(-latents[:, :3].T))
     measures = np.stack([red, 1 / (1 + np.exp(-10 * (green - 0.2)))], axis=1)
     elites = Elites(latents, np.zeros(400), measures, np.arange(400))
-    monkeypatch.setattr(arms.sampling, "sample", sample)
-    monkeypatch.setattr(arms, "load_run", lambda out: SimpleNamespace(elites=elites))
+    monkeypatch.setattr(arms, "finished_run", finished_run)
     return found
 
 
