@@ -15,6 +15,8 @@ import numpy as np
 
 from qdgs_jax.typing import Array
 
+LECUN_NORMAL = nn.initializers.lecun_normal()
+
 
 class StridedConv(nn.Module):
     """A 3 x 3 convolution of stride 2 and padding 1."""
@@ -25,6 +27,29 @@ class StridedConv(nn.Module):
     def __call__(self, x: Array) -> Array:
         kernel, bias = _weights(self, 3, x.shape[-1], self.features)
         return convolve_strided(x, kernel) + bias
+
+
+class HalvingConv(nn.Module):
+    """A 4 x 4 convolution of stride 2 and padding 1: of even sides H and W, [N, H / 2, W / 2, F].
+
+    Blocks of 2 x 2 pixels are made channels first. Windows are 2 x 2 blocks then, cut out without
+    strides.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        n, height, width, channels = x.shape
+        height, width = height // 2, width // 2
+        kernel, bias = _weights(self, 4, channels, self.features, nn.initializers.he_normal())
+        blocks = _padded(x).reshape(n, height + 1, 2, width + 1, 2, channels)
+        blocks = blocks.transpose(0, 1, 3, 2, 4, 5).reshape(n, height + 1, width + 1, 4 * channels)
+        windows = [blocks[:, a : a + height, b : b + width] for a in (0, 1) for b in (0, 1)]
+        # [a, p, b, q, C, F]: blocks a, b; their pixels p, q
+        kernel = kernel.reshape(2, 2, 2, 2, channels, self.features).transpose(0, 2, 1, 3, 4, 5)
+        kernel = kernel.reshape(16 * channels, self.features).astype(x.dtype)
+        return jnp.concatenate(windows, axis=-1) @ kernel + bias.astype(x.dtype)
 
 
 class TransposedConv(nn.Module):
@@ -92,7 +117,8 @@ def _same_back(
 
     by_rows = functools.partial(_kernel_gradient, precision, len(kernel))
     weights = jax.lax.platform_dependent(x, cotangent, cpu=by_rows, default=transposed)
-    return product(cotangent, kernel.swapaxes(2, 3)[::-1, ::-1]), weights
+    # By `_same`, so that gradients of gradients are as fast.
+    return _same(precision, cotangent, kernel.swapaxes(2, 3)[::-1, ::-1]), weights
 
 
 def _kernel_gradient(precision: str | None, size: int, x: Array, cotangent: Array) -> Array:
@@ -149,9 +175,11 @@ def _padded(x: Array) -> Array:
     return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
 
 
-def _weights(module: nn.Module, size: int, n_in: int, n_out: int) -> tuple[Array, Array]:
+def _weights(
+    module: nn.Module, size: int, n_in: int, n_out: int, initializer: Any = LECUN_NORMAL
+) -> tuple[Array, Array]:
     """Kernel [size, size, C, F] and bias [1, 1, 1, F]."""
-    kernel = module.param("kernel", nn.initializers.lecun_normal(), (size, size, n_in, n_out))
+    kernel = module.param("kernel", initializer, (size, size, n_in, n_out))
     bias = module.param("bias", nn.initializers.zeros, (n_out,))
     return kernel, bias[None, None, None]
 

@@ -105,12 +105,12 @@ class Mapping(nn.Module):
     @nn.compact
     def __call__(self, z: Array, labels: Array | None) -> Array:
         config = self.config
-        x = _normalize(z)
+        x = normalize(z)
         if config.label_size:
             embedded = Dense(config.embedding_size, name="embedding")(labels)
-            x = jnp.concatenate([x, _normalize(embedded)], axis=-1)
+            x = jnp.concatenate([x, normalize(embedded)], axis=-1)
         for i, size in enumerate(config.mapping_sizes):
-            x = _leaky_relu(Dense(size, config.mapping_rate, name=f"dense{i}")(x))
+            x = leaky_relu(Dense(size, config.mapping_rate, name=f"dense{i}")(x))
         return x
 
 
@@ -148,7 +148,7 @@ class StyledConvolution(nn.Module):
             y = y + self._noise(y, noise, key)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         y = y + bias[None, None, None].astype(dtype)
-        return _clamp(_leaky_relu(y, self.gain), config.clamp, self.gain)
+        return clamp(leaky_relu(y, self.gain), config.clamp, self.gain)
 
     def _noise(self, y: Array, noise: Noise, key: Key | None) -> Array:
         """One map for all channels: the stored one, or a fresh one for each sample."""
@@ -174,7 +174,7 @@ class ToImage(nn.Module):
         kernels = (style[:, :, None] * kernel[None]).astype(x.dtype)  # one per sample, all small
         image = widen(jnp.einsum("nhwc,ncf->nhwf", x, kernels))
         image = image + self.param("bias", nn.initializers.zeros, (features,))[None, None, None]
-        return _clamp(image, self.config.clamp)
+        return clamp(image, self.config.clamp)
 
 
 class Block(nn.Module):
@@ -336,14 +336,16 @@ def synthesize(
         return Synthesis(config, dtype).apply({"params": params["synthesis"]}, ws, noise, key)
 
 
-def _normalize(x: Array) -> Array:
+def normalize(x: Array) -> Array:
+    """Scales vectors to a mean square of 1."""
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + EPSILON)
 
 
-def _leaky_relu(x: Array, gain: float = 1.0) -> Array:
+def leaky_relu(x: Array, gain: float = 1.0) -> Array:
     """Leaky ReLU that keeps the variance of its input."""
     return jax.nn.leaky_relu(x, 0.2) * (math.sqrt(2) * gain)
 
 
-def _clamp(x: Array, limit: float | None, gain: float = 1.0) -> Array:
+def clamp(x: Array, limit: float | None, gain: float = 1.0) -> Array:
+    """Limits activations, for networks trained in half precision."""
     return x if limit is None else jnp.clip(x, -limit * gain, limit * gain)

@@ -1,9 +1,9 @@
-"""Upsampling by 2 without aliasing: StyleGAN2's low-pass filter as sums of shifted phases.
+"""Resampling by 2 without aliasing: StyleGAN2's low-pass filter as sums of shifted phases.
 
-The textbook way (zeros between samples, then a convolution) multiplies mostly zeros, and XLA's
-dilated and depthwise convolutions are slow on CPUs. Here even and odd outputs are computed
-separately, each from the samples that contribute to it, along H and then along W. Nothing is
-transposed.
+The textbook way up (zeros between samples, then a convolution) multiplies mostly zeros, the way
+down computes samples that are dropped, and XLA's dilated and depthwise convolutions are slow on
+CPUs. Here even and odd samples are treated separately, along H and then along W. Nothing is
+transposed. Pull-backs are written in the same way, and can be differentiated again.
 """
 
 from functools import partial
@@ -60,6 +60,58 @@ def up_convolve(x: Array, kernel: Array, taps: Taps) -> Array:
     return y
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def downsample(x: Array, taps: Taps) -> Array:
+    """[N, H, W, C] of even sides -> [N, H / 2, W / 2, C]: filter, then every second sample.
+
+    Along an axis, padded by 1: y[i] = f3 x[2i-1] + f2 x[2i] + f1 x[2i+1] + f0 x[2i+2].
+    """
+    f0, f1, f2, f3 = taps
+    for axis in (1, 2):
+        even, odd = _phases(x, axis)
+        _, here, next_even = _neighbours(even, axis)
+        last_odd, here_odd, _ = _neighbours(odd, axis)
+        x = f3 * last_odd + f2 * here + f1 * here_odd + f0 * next_even
+    return x
+
+
+def _downsample_forward(x: Array, taps: Taps) -> tuple[Array, None]:
+    return downsample(x, taps), None
+
+
+def _downsample_back(taps: Taps, _: None, cotangent: Array) -> tuple[Array]:
+    """The transpose is `upsample` with the filter turned round, but for its gain."""
+    f0, f1, f2, f3 = (tap / 2 for tap in taps)
+    return (upsample(cotangent, (f3, f2, f1, f0)),)
+
+
+downsample.defvjp(_downsample_forward, _downsample_back)
+
+
+def down_convolve(x: Array, kernel: Array, taps: Taps) -> Array:
+    """The filter, then a 3 x 3 convolution of stride 2.
+
+    Along an axis, the filter, padded by 2, gives t[m] = f3 x[m-2] + f2 x[m-1] + f1 x[m] +
+    f0 x[m+1], and the convolution y[i] = k0 t[2i] + k1 t[2i+1] + k2 t[2i+2]. That is the transpose
+    of `up_convolve`. One matrix product multiplies all nine t's of each output by the kernel.
+
+    Args:
+        x: [N, H, W, C] of even sides.
+        kernel: [3, 3, C, F].
+        taps: The filter's.
+
+    Returns:
+        [N, H / 2, W / 2, F].
+    """
+    f0, f1, f2, f3 = (tap / 2 for tap in taps)  # `_separate` has the gain of 2 of upsampling
+    for axis in (2, 1):
+        n, *sides = x.shape[: axis + 1]
+        x = x.reshape(n, *sides[:-1], sides[-1] // 2, 2, *x.shape[axis + 1 :])
+        x = _separate((f3, f2, f1, f0), axis, x)
+        x = jax.lax.slice_in_dim(x, 1, x.shape[axis] - 1, axis=axis)
+    return x.reshape(*x.shape[:3], -1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _interleave(taps: Taps, axis: int, y: Array) -> Array:
     """Filters the products on axis 3; even and odd outputs are on a new axis behind `axis`."""
@@ -78,21 +130,18 @@ def _interleave(taps: Taps, axis: int, y: Array) -> Array:
     )
 
 
-def _forward(taps: Taps, axis: int, y: Array) -> tuple[Array, None]:
-    return _interleave(taps, axis, y), None
-
-
-def _pull_back(taps: Taps, axis: int, _: None, cotangent: Array) -> tuple[Array]:
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _separate(taps: Taps, axis: int, y: Array) -> Array:
     """The transpose of `_interleave`; JAX's own sums padded arrays and takes twice the time.
 
     Each product, also beyond the border, sums over the outputs that it contributes to.
     """
     f0, f1, f2, f3 = (2 * tap for tap in taps)
-    padded = jnp.pad(cotangent, [(2 * (i == axis),) * 2 for i in range(cotangent.ndim)])
+    padded = jnp.pad(y, [(2 * (i == axis),) * 2 for i in range(y.ndim)])
     even, odd = (jax.lax.index_in_dim(padded, i, axis + 1, keepdims=False) for i in range(2))
     even0, even1, even2 = _windows(even, axis)
     odd0, odd1, odd2 = _windows(odd, axis)
-    pulled = jnp.stack(
+    return jnp.stack(
         [
             f0 * even0 + f2 * even1 + f1 * odd0 + f3 * odd1,
             f1 * even1 + f3 * even2 + f0 * odd0 + f2 * odd1,
@@ -100,10 +149,23 @@ def _pull_back(taps: Taps, axis: int, _: None, cotangent: Array) -> tuple[Array]
         ],
         3,
     )
-    return (pulled,)
 
 
-_interleave.defvjp(_forward, _pull_back)
+_interleave.defvjp(
+    lambda taps, axis, y: (_interleave(taps, axis, y), None),
+    lambda taps, axis, _, cotangent: (_separate(taps, axis, cotangent),),
+)
+_separate.defvjp(
+    lambda taps, axis, y: (_separate(taps, axis, y), None),
+    lambda taps, axis, _, cotangent: (_interleave(taps, axis, cotangent),),
+)
+
+
+def _phases(x: Array, axis: int) -> tuple[Array, Array]:
+    """x[2i] and x[2i+1] along an axis."""
+    x = x.reshape(*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1 :])
+    even, odd = (jax.lax.index_in_dim(x, i, axis + 1, keepdims=False) for i in range(2))
+    return even, odd
 
 
 def _neighbours(x: Array, axis: int) -> tuple[Array, Array, Array]:

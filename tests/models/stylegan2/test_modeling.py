@@ -11,8 +11,14 @@ import numpy as np
 import pytest
 
 from qdgs_jax.models import stylegan2
-from qdgs_jax.models.stylegan2.modeling import Block, Synthesis, _normalize
-from qdgs_jax.models.stylegan2.resampling import up_convolve, upsample
+from qdgs_jax.models.stylegan2.modeling import Block, Synthesis, normalize
+from qdgs_jax.models.stylegan2.resampling import (
+    down_convolve,
+    downsample,
+    up_convolve,
+    upsample,
+)
+from qdgs_jax.typing import Array
 
 TOLERANCES = {
     "values": 1e-5,  # of the maximum, float32 against float64; measured 1.2e-6
@@ -142,8 +148,36 @@ def test_operations_match_nvidia(operations: dict[str, np.ndarray]) -> None:
     assert deviation(y, golden["conv_up2_k3_flipF"]) < TOLERANCES["operations"]
     y = upsample(x @ golden["w1"][:, 0, 0].T, TAPS)
     assert deviation(y, golden["conv_up2_k1"]) < TOLERANCES["operations"]
-    z = _normalize(golden["z"])
+    z = normalize(golden["z"])
     assert deviation(z, golden["normalize_2nd_moment"]) < TOLERANCES["operations"]
+
+
+def test_downsampling_is_filter_and_stride() -> None:
+    """Compared with XLA's convolutions, which do not turn kernels round."""
+    taps, random = (0.1, 0.2, 0.3, 0.4), np.random.default_rng(0)
+    x, kernel = (
+        jnp.asarray(random.normal(size=size), jnp.float32) for size in ((2, 6, 8, 3), (3, 3, 3, 4))
+    )
+    low_pass = np.einsum("i,j,cd->ijcd", taps[::-1], taps[::-1], np.eye(3, dtype=np.float32))
+
+    def by_xla(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+        layout = ("NHWC", "HWIO", "NHWC")
+        pads = ((padding, padding),) * 2
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride,) * 2, pads, dimension_numbers=layout
+        )
+
+    def pairs(x: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        filtered = by_xla(x, jnp.asarray(low_pass, jnp.float32), 1, 2)
+        expected = filtered[:, 1:-1:2, 1:-1:2], by_xla(filtered, kernel, 2, 0)
+        return (downsample(x, taps), down_convolve(x, kernel, taps)), expected
+
+    (found, expected), pull_back = jax.vjp(pairs, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+    zeros = jax.tree.map(jnp.zeros_like, expected)
+    for cotangent in ((expected[0], zeros[1]), (zeros[0], expected[1])):
+        actual, wanted = (pull_back(pair)[0] for pair in ((cotangent, zeros), (zeros, cotangent)))
+        np.testing.assert_allclose(actual, wanted, atol=1e-4)
 
 
 def test_upsampling_transposes_exactly() -> None:
