@@ -108,6 +108,35 @@ class FaceRecognitionConfig:
             raise ValueError(f"`milestones` must ascend, got {list(self.milestones)}")
 
 
+@checked
+class GANConfig:
+    """How a GAN is trained; the defaults are StyleGAN2-ADA's for images of 32 x 32 pixels."""
+
+    images: Count = 1_000_000
+    """Real images that the discriminator sees, each as often as there are epochs."""
+    batch_size: Annotated[int, Field(ge=2, le=65_536)] = 64
+    generator_rate: Positive = 2.5e-3
+    """Adam's learning rate."""
+    discriminator_rate: Positive = 2.5e-3
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Adam's of gradients (beta1)."""
+    r1_gamma: Weight | Literal["auto"] = "auto"
+    """Weight of the penalty on the discriminator's gradients at real images (R1); `auto`: 0.0002
+    times the pixels of an image / the batch size."""
+    r1_interval: Count = 16
+    """Steps from one such penalty to the next."""
+    path_weight: Weight = 0.0
+    """Weight of the path length penalty on a StyleGAN2; 2 for images of 256 pixels and more."""
+    path_interval: Count = 4
+    style_mixing: Fraction = 0.0
+    """Share of a StyleGAN2's images whose last layers take another latent's styles; 0.9 for images
+    of 256 pixels and more."""
+    average_half_life: Count = 500_000
+    """Half-life of the moving average of the generator's weights, in images."""
+    precision: Literal["auto", "highest", "default", "bf16"] = "auto"
+    """Of both networks, as in `FaceRecognitionConfig`."""
+
+
 def load_train_config(path: Path) -> TrainConfig:
     """Reads a TOML file.
 
