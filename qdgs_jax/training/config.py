@@ -109,6 +109,28 @@ class FaceRecognitionConfig:
 
 
 @checked
+class ADAConfig:
+    """Adaptive discriminator augmentation of a GAN; the defaults are the paper's."""
+
+    target: Annotated[float, Field(gt=-1, lt=1)] = 0.6
+    """Mean sign of the discriminator's outputs for real images that augmentation aims at."""
+    images: Count = 500_000
+    """Real images within which the probability of augmentations can go from 0 to 1."""
+    interval: Count = 4
+    """Batches between updates of the probability."""
+    pixel: bool = True
+    """Flips, rotations by 90 degrees, translations by whole pixels."""
+    geometric: bool = True
+    """Scaling, rotation, stretching and fractional translation."""
+    colour: bool = True
+    """Brightness, contrast, luma flip, hue and saturation."""
+
+    def __post_init__(self) -> None:
+        if not (self.pixel or self.geometric or self.colour):
+            raise ValueError("set at least one of `pixel`, `geometric` and `colour`")
+
+
+@checked
 class GANConfig:
     """How a GAN is trained; the defaults are StyleGAN2-ADA's for images of 32 x 32 pixels."""
 
@@ -133,6 +155,9 @@ class GANConfig:
     of 256 pixels and more."""
     average_half_life: Count = 500_000
     """Half-life of the moving average of the generator's weights, in images."""
+    ada: ADAConfig | None = None
+    """Adaptive augmentation of what the discriminator sees, for few images; a section of the config
+    switches it on."""
     precision: Literal["auto", "highest", "default", "bf16"] = "auto"
     """Of both networks, as in `FaceRecognitionConfig`."""
 

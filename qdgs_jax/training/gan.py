@@ -4,11 +4,12 @@
     state = fit(config, networks, start(config, networks, key), key, images, checkpoints=folder)
     networks.save(out, state.average)
 
-Non-saturating logistic losses, R1 and path length regularisation every few steps, and a moving
-average of the generator. On several devices each computes its part of every batch, and the
-discriminator compares images of the whole batch.
+Non-saturating logistic losses, R1 and path length regularisation every few steps, a moving average
+of the generator, and adaptive augmentation. On several devices each computes its part of every
+batch, and the discriminator compares images of the whole batch.
 """
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Protocol
@@ -22,7 +23,7 @@ from flax import struct
 from qdgs_jax import sharding
 from qdgs_jax.errors import ConfigError
 from qdgs_jax.models.precision import Precision
-from qdgs_jax.training import adversarial, loop
+from qdgs_jax.training import ada, adversarial, loop
 from qdgs_jax.training.config import GANConfig
 from qdgs_jax.training.gan_networks import Networks, mix_styles
 from qdgs_jax.typing import Array, Images, Key, Params
@@ -46,6 +47,7 @@ class GANState(struct.PyTreeNode):
     generator_optimiser: optax.OptState
     discriminator_optimiser: optax.OptState
     path_length: Array  # [], its running mean
+    augmentation: ada.ADAState
     step: Array  # [] int32
 
 
@@ -69,6 +71,7 @@ def start(
         generator_optimiser=_generator_optimiser(config).init(of_generator),
         discriminator_optimiser=_discriminator_optimiser(config).init(of_discriminator),
         path_length=jnp.zeros(()),
+        augmentation=ada.init_ada(),
         step=jnp.zeros((), jnp.int32),
     )
 
@@ -94,8 +97,9 @@ def train(
         penalty: see `Penalty`.
 
     Returns:
-        The state, and figures [T]: the losses of both without regularisation, and the mean sign of
-        the discriminator's logits of real images, 1 where it knows all of them.
+        The state, and figures [T]: the losses of both without regularisation, the mean sign of the
+        discriminator's logits of real images, 1 where it knows all of them, and the probability of
+        augmentations.
     """
     step = _Step(config, networks, penalty, _precision(config))
 
@@ -106,38 +110,40 @@ def train(
     return sharding.replicated(jax.lax.scan(one, state, batches))
 
 
+@dataclasses.dataclass(frozen=True)
 class _Step:
     """One step; a phase each for losses and regularisations, with their own random numbers."""
 
-    def __init__(
-        self, config: GANConfig, networks: Networks, penalty: Penalty | None, precision: Precision
-    ) -> None:
-        self.config, self.networks, self.penalty = config, networks, penalty
-        self.precision = precision
+    config: GANConfig
+    networks: Networks
+    penalty: Penalty | None
+    precision: Precision
 
     def __call__(
         self, state: GANState, key: Key, real: Images, penalty_params: Params
     ) -> tuple[GANState, dict[str, Array]]:
         config = self.config
-        keys = jax.random.split(key, 3)
+        keys = jax.random.split(key, 4)
         state, generator_loss = self.generator_phase(state, keys[0], len(real), penalty_params)
         if config.path_weight:
             due = state.step % config.path_interval == 0
             regularise = functools.partial(self.path_phase, key=keys[1], count=len(real))
             state = jax.lax.cond(due, regularise, lambda state: state, state)
-        state, discriminator_loss, sign = self.discriminator_phase(state, keys[2], real)
+        state, discriminator_loss, logits = self.discriminator_phase(state, keys[2], real)
         if config.r1_gamma != 0:
             due = state.step % config.r1_interval == 0
-            regularise = functools.partial(self.r1_phase, real=real)
+            regularise = functools.partial(self.r1_phase, key=keys[3], real=real)
             state = jax.lax.cond(due, regularise, lambda state: state, state)
-        state = state.replace(
-            average=_averaged(config, state, len(real)),
-            step=state.step + 1,
-        )
+        if config.ada:
+            adapted = ada.update_ada(config.ada, state.augmentation, logits)
+            state = state.replace(augmentation=adapted)
+        average = _averaged(config, state, len(real))
+        state = state.replace(average=average, step=state.step + 1)
         figures = {
             "generator": generator_loss,
             "discriminator": discriminator_loss,
-            "sign": sign,
+            "sign": jnp.sign(logits).mean(),
+            "augmented": state.augmentation.probability,
         }
         return state, figures
 
@@ -153,15 +159,20 @@ class _Step:
         images = networks.synthesize(params, noise_key, styles, self.precision)
         return styles, sharding.by_rows(images)
 
-    def judge(self, params: Params, images: Images) -> Array:
+    def judge(self, params: Params, key: Key, state: GANState, images: Images) -> Array:
+        """Logits of images, which are changed at random before."""
+        if self.config.ada:
+            images = ada.augment(self.config.ada, key, state.augmentation.probability, images)
         return self.networks.discriminate(params, images, self.precision)
 
     def generator_phase(
         self, state: GANState, key: Key, count: int, penalty_params: Params
     ) -> tuple[GANState, Array]:
+        render_key, judge_key = jax.random.split(key)
+
         def loss(params: Params) -> tuple[Array, tuple[Array, Array]]:
-            styles, images = self.render(params, key, count)
-            logits = self.judge(state.discriminator, images)
+            styles, images = self.render(params, render_key, count)
+            logits = self.judge(state.discriminator, judge_key, state, images)
             value = adversarial.generator_loss(logits)
             added = self.penalty(penalty_params, images) if self.penalty else 0.0
             return value + added, (value, styles)
@@ -193,19 +204,21 @@ class _Step:
     def discriminator_phase(
         self, state: GANState, key: Key, real: Images
     ) -> tuple[GANState, Array, Array]:
-        _, fake = self.render(state.generator, key, len(real))
+        """The state, the loss, and the logits of real images."""
+        render_key, fake_key, real_key = jax.random.split(key, 3)
+        _, fake = self.render(state.generator, render_key, len(real))
 
         def loss(params: Params) -> tuple[Array, Array]:
-            of_fake = self.judge(params, fake)
-            of_real = self.judge(params, real)
-            return adversarial.discriminator_loss(of_real, of_fake), jnp.sign(of_real).mean()
+            of_fake = self.judge(params, fake_key, state, fake)
+            of_real = self.judge(params, real_key, state, real)
+            return adversarial.discriminator_loss(of_real, of_fake), of_real
 
-        (value, sign), gradient = jax.value_and_grad(loss, has_aux=True)(state.discriminator)
-        return self.moved_discriminator(state, gradient), value, sign
+        (value, logits), gradient = jax.value_and_grad(loss, has_aux=True)(state.discriminator)
+        return self.moved_discriminator(state, gradient), value, logits
 
-    def r1_phase(self, state: GANState, real: Images) -> GANState:
+    def r1_phase(self, state: GANState, key: Key, real: Images) -> GANState:
         def loss(params: Params) -> Array:
-            judge = functools.partial(self.judge, params)
+            judge = functools.partial(self.judge, params, key, state)
             penalty = adversarial.r1_penalty(judge, real, self.gamma(real))
             return self.config.r1_interval * penalty
 

@@ -19,7 +19,7 @@ from qdgs_jax.models.dcgan import discriminator as dcgan_discriminator
 from qdgs_jax.models.precision import Precision
 from qdgs_jax.models.stylegan2 import discriminator as stylegan2_discriminator
 from qdgs_jax.training import gan, loop
-from qdgs_jax.training.config import GANConfig
+from qdgs_jax.training.config import ADAConfig, GANConfig
 from qdgs_jax.training.gan import GANState
 from qdgs_jax.training.gan_networks import DCGANs, StyleGAN2s, mix_styles
 from qdgs_jax.typing import Array, Images, Params
@@ -109,6 +109,24 @@ def test_regularisation_is_lazy() -> None:
         moved["path_length"].append(int(state.path_length != before[1]))
     assert np.abs(state.generator["mean_style"]).max() > 0
     assert moved["discriminator_optimiser"] == moved["path_length"] == [1, 0, 0, 1, 0]
+
+
+@pytest.mark.slow
+def test_augmentation_adapts() -> None:
+    """By the share of a batch in `images`, up where real images look real."""
+    config = dataclasses.replace(CONFIG, ada=ADAConfig(target=-0.9, images=320, interval=1))
+    batches = images(80).reshape(5, 16, 8, 8, 1)
+    state, figures = gan.train(config, NETWORKS, start(config), jax.random.key(0), batches)
+    wanted = [0.0]
+    for sign in np.asarray(figures["sign"]):
+        wanted.append(max(wanted[-1] + 0.05 * np.sign(sign + 0.9), 0))
+    np.testing.assert_allclose(figures["augmented"], wanted[1:], rtol=1e-5)
+    assert wanted[-1] > 0.1
+    plain, _ = gan.train(CONFIG, NETWORKS, start(), jax.random.key(0), batches)
+    changed = jax.tree.map(
+        lambda one, other: bool((one != other).any()), state.discriminator, plain.discriminator
+    )
+    assert all(jax.tree.leaves(changed))
 
 
 def test_adam_is_that_of_lazy_regularisation() -> None:
@@ -231,11 +249,12 @@ def check_several_devices() -> None:
     """Float64, so that only the order of sums differs."""
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_num_cpu_devices", 4)
+    config = dataclasses.replace(CONFIG, ada=ADAConfig(target=-0.9, images=100, interval=1))
     batches = images(48).reshape(3, 16, 8, 8, 1)
 
     def trained() -> GANState:
-        state, key = sharding.on_all_devices((start(), jax.random.key(0)))
-        return gan.train(CONFIG, NETWORKS, state, key, batches)[0]
+        state, key = sharding.on_all_devices((start(config), jax.random.key(0)))
+        return gan.train(config, NETWORKS, state, key, batches)[0]
 
     one = trained()
     with jax.set_mesh(sharding.make_mesh(jax.devices())):
