@@ -107,3 +107,75 @@ def torch_upsample(x: torch.Tensor, lowpass: torch.Tensor) -> torch.Tensor:
     x = functional.pad(x[:, :, :, None, :, None], (0, 1, 0, 0, 0, 1))
     x = x.reshape(n, channels, 2 * height, 2 * width)
     return torch_filter(functional.pad(x, (2, 1, 2, 1)), lowpass)
+
+
+def torch_map_latents(
+    weights: Weights, z: torch.Tensor, *, layers: int, rate: float
+) -> torch.Tensor:
+    """StyleGAN2's mapping network without labels: latents [N, D] -> styles [N, L, W]."""
+    x = z * (z.square().mean(1, keepdim=True) + 1e-8).rsqrt()
+    for i in range(sum(name.endswith("kernel") and "mapping/" in name for name in weights)):
+        kernel, bias = (weights[f"mapping/dense{i}/{part}"] for part in ("kernel", "bias"))
+        x = torch.addmm(bias, x, kernel, beta=rate, alpha=rate / math.sqrt(len(kernel)))
+        x = functional.leaky_relu(x, 0.2) * math.sqrt(2)
+    return x[:, None].expand(-1, layers, -1)
+
+
+def torch_append_deviation(x: torch.Tensor, group_size: int = 4) -> torch.Tensor:
+    """The standard deviation of groups of images, as one feature map more."""
+    groups = x.unflatten(0, (-1, group_size))
+    deviation = (groups.var(1, correction=0) + 1e-8).sqrt().mean((1, 2, 3))
+    deviation = deviation.repeat_interleave(group_size)[:, None, None, None]
+    return torch.cat([x, deviation.expand(-1, 1, *x.shape[2:])], 1)
+
+
+def torch_discriminate(
+    weights: Weights, images: torch.Tensor, *, filter_taps: Sequence[float]
+) -> torch.Tensor:
+    """StyleGAN2's residual discriminator without labels: images [N, C, H, W] -> logits [N]."""
+    taps = torch.tensor(filter_taps)
+    lowpass = torch.outer(taps, taps).flip(0, 1)
+
+    def layer(name: str, x: torch.Tensor, padding: int, stride: int = 1, gain: float = 1.0):
+        kernel = weights[f"{name}/kernel"]
+        kernel = kernel / math.sqrt(kernel[0].numel())
+        y = functional.conv2d(x, kernel, padding=padding, stride=stride)
+        y = y + weights[f"{name}/bias"][:, None, None]
+        return functional.leaky_relu(y, 0.2) * (math.sqrt(2) * gain)
+
+    x, half = layer("from_image", images, 0), math.sqrt(0.5)
+    while (side := x.shape[-1]) > 4:
+        block = f"block{side}"
+        y = layer(f"{block}/conv0", x, 1)
+        y = torch_filter(functional.pad(y, (2, 2, 2, 2)), lowpass)
+        y = layer(f"{block}/conv1", y, 0, 2, half)
+        kernel = weights[f"{block}/shortcut"].T
+        x = torch_filter(functional.pad(x, (1, 1, 1, 1)), lowpass)[:, :, ::2, ::2]
+        x = y + functional.conv2d(x, kernel[:, :, None, None] * (half / math.sqrt(len(kernel.T))))
+    x = layer("conv", torch_append_deviation(x), 1).permute(0, 2, 3, 1).flatten(1)
+    x = functional.leaky_relu(torch_dense(weights, "dense", x), 0.2) * math.sqrt(2)
+    return torch_dense(weights, "logit", x)[:, 0]
+
+
+def torch_dcgan(weights: Weights, latents: torch.Tensor) -> torch.Tensor:
+    """A DCGAN's generator: latents [N, D] -> images [N, C, H, W] in [-1, 1]."""
+    channels = weights["up1/kernel"].shape[0]
+    x = torch.addmm(weights["project/bias"], latents, weights["project/kernel"]).relu()
+    side = math.isqrt(x.shape[1] // channels)
+    x = x.unflatten(1, (side, side, channels)).permute(0, 3, 1, 2)
+    last = sum(name.startswith("up") and name.endswith("kernel") for name in weights)
+    for i in range(1, last + 1):
+        kernel, bias = weights[f"up{i}/kernel"], weights[f"up{i}/bias"]
+        x = functional.conv_transpose2d(x, kernel, bias, stride=2, padding=1)
+        x = x.tanh() if i == last else x.relu()
+    return x
+
+
+def torch_dcgan_discriminate(weights: Weights, images: torch.Tensor) -> torch.Tensor:
+    """A DCGAN's discriminator: images [N, C, H, W] -> logits [N]."""
+    x = images
+    for i in reversed(range(sum(name.startswith("down") for name in weights) // 2)):
+        kernel, bias = weights[f"down{i}/kernel"], weights[f"down{i}/bias"]
+        x = functional.leaky_relu(functional.conv2d(x, kernel, bias, stride=2, padding=1), 0.2)
+    x = torch_append_deviation(x).permute(0, 2, 3, 1).flatten(1)
+    return torch.addmm(weights["logits/bias"], x, weights["logits/kernel"])[:, 0]
