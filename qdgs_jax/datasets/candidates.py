@@ -1,6 +1,7 @@
 """Which images may show an identity, and which of them do, as networks of faces see them."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from qdgs_jax import blazeface, faceres, sharding
 from qdgs_jax.bins import draw_evenly
+from qdgs_jax.datasets import copies
 from qdgs_jax.datasets.offsets import STEPS
 from qdgs_jax.errors import QDGSError
 from qdgs_jax.generators import Generator
@@ -202,8 +204,4 @@ def _numbered(
 
 def distinct(embeddings: np.ndarray, same_person: float = SAME_PERSON) -> np.ndarray:
     """Which of unit embeddings [n, E] are of another person than all those before that are, [n]."""
-    embeddings = embeddings.astype(np.float32)
-    new = np.zeros(len(embeddings), bool)
-    for number, embedding in enumerate(embeddings):
-        new[number] = not (embeddings[:number][new[:number]] @ embedding > same_person).any()
-    return new
+    return copies.distinct(embeddings, math.sqrt(2 - 2 * same_person))  # |a - b|^2 = 2 - 2 cos

@@ -62,6 +62,7 @@ class Network(nn.Module):
 
         x = in_parts(convolve, images).reshape(len(images), -1)
         x = nn.relu(nn.Dense(self.config.hidden, kernel_init=_INIT, name="fc1")(x))
+        self.sow("intermediates", "features", x)
         return nn.Dense(self.outputs, kernel_init=_INIT, name="fc2")(x)
 
 
@@ -134,14 +135,36 @@ def predict(config: ClassifierConfig, params: Params, images: Array, *, classes:
         [S, N] int32.
     """
 
-    def predict_some(params: Params, images: Array) -> Array:
-        outputs = network(config, classes).apply(params, _as_floats(images))
-        return (outputs[:, 0] > 0).astype(jnp.int32) if classes == 2 else outputs.argmax(axis=1)
+    return _read(config, params, images, classes)[0]
 
-    def predict_all(params: Params) -> Array:
-        return in_chunks(functools.partial(predict_some, params), TESTED_AT_ONCE)(images)
 
-    return jax.vmap(predict_all)(params)
+@functools.partial(jax.jit, static_argnames=("config", "classes"))
+def read(
+    config: ClassifierConfig, params: Params, images: Array, *, classes: int
+) -> tuple[Array, Array]:
+    """What `predict` returns [S, N], and the features that it decides by [S, N, F], at least 0.
+
+    Features are the input of the last layer; F is `config.hidden`.
+    """
+    return _read(config, params, images, classes)
+
+
+def _read(
+    config: ClassifierConfig, params: Params, images: Array, classes: int
+) -> tuple[Array, Array]:
+    def read_some(params: Params, images: Array) -> tuple[Array, Array]:
+        outputs, found = network(config, classes).apply(
+            params, _as_floats(images), mutable="intermediates"
+        )
+        (features,) = found["intermediates"]["features"]
+        if classes == 2:
+            return (outputs[:, 0] > 0).astype(jnp.int32), features
+        return outputs.argmax(axis=1), features
+
+    def read_all(params: Params) -> tuple[Array, Array]:
+        return in_chunks(functools.partial(read_some, params), TESTED_AT_ONCE)(images)
+
+    return jax.vmap(read_all)(params)
 
 
 def _train_one(

@@ -152,6 +152,26 @@ def test_more_than_two_classes() -> None:
     np.testing.assert_allclose(two, many, rtol=1e-6)
 
 
+def test_features_are_what_the_last_layer_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are read in chunks, and lead to the predicted classes."""
+    monkeypatch.setattr(classifier, "TESTED_AT_ONCE", 4)
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (7, SIZE, SIZE, 3), np.uint8)
+    images[::2, :6], images[1::2, :, 6:] = 0, 0
+    keys = jnp.zeros((1, 2), jnp.uint32)
+    shapes = jax.eval_shape(
+        partial(classifier.init, SMALL, image_shape=images.shape[1:], classes=3), keys
+    )
+    params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), shapes)
+    predicted, features = classifier.read(SMALL, params, images, classes=3)
+    assert features.shape == (1, 7, SMALL.hidden)
+    assert features.min() == 0 < features.max()
+    last = params["params"]["fc2"]
+    outputs = features[0] @ last["kernel"][0] + last["bias"]
+    np.testing.assert_array_equal(predicted[0], outputs.argmax(axis=-1))
+    assert len(set(predicted[0].tolist())) > 1
+
+
 def test_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     images = jnp.asarray(random.integers(0, 256, (2, 7, 7, 3)), jnp.uint8)
