@@ -1,10 +1,11 @@
 """Images in class folders -> arrays, with their groups from metadata.jsonl."""
 
+import collections
 import dataclasses
 import os
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,16 @@ MAX_BYTES = 8 * 2**30
 class LabelledImages:
     """Images of one size, with the names of their classes and groups."""
 
-    pixels: np.ndarray  # [N, H, W, 3] uint8
+    pixels: np.ndarray  # [N, H, W, C] uint8; C is 3, or 1 for grey images of `read_labelled`
     labels: tuple[str, ...]  # [N]
     groups: tuple[str, ...]  # [N], or empty
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def counts(self) -> dict[str, int]:
+        """Number of images of each class, by its name in alphabetical order."""
+        return dict(sorted(collections.Counter(self.labels).items()))
 
     def take(self, rows: np.ndarray) -> "LabelledImages":
         """The images of these rows, in their order."""
@@ -63,7 +68,8 @@ def read_folder(folder: str | Path, *, group: str | None = None) -> LabelledImag
         QDGSError: an image cannot be read.
     """
     paths, labels, groups = list_folder(folder, group=group)
-    return LabelledImages(_read_images(paths), labels, groups)
+    pixels = stack_images(((str(path), read_image(path)) for path in paths), len(paths))
+    return LabelledImages(pixels, labels, groups)
 
 
 def list_folder(
@@ -95,7 +101,7 @@ def list_folder(
         raise ConfigError(f"{folder} holds no labelled images: name another folder.")
     labels = tuple(top(entry.path) for entry in kept)
     groups = _groups(folder, kept, group) if group else ()
-    _require_text(folder, {*labels, *groups})
+    require_text(str(folder), {*labels, *groups})
     return [folder / entry.path for entry in kept], labels, groups
 
 
@@ -143,34 +149,48 @@ def _groups(folder: Path, entries: Sequence[Entry], column: str) -> tuple[str, .
     return tuple(entry.group for entry in entries)
 
 
-def _require_text(folder: Path, names: set[str]) -> None:
-    """Names are printed and written: no control characters, and nothing that is not UTF-8."""
+def require_text(source: str, names: set[str]) -> None:
+    """Names are printed and written: no control characters, and nothing that is not UTF-8.
+
+    Raises:
+        ConfigError: a name has some.
+    """
     for name in sorted(names):
         if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
             raise ConfigError(
-                f"{folder} has a class or group {shorten(ascii(name))}, which cannot be "
+                f"{source} has a class or group {shorten(ascii(name))}, which cannot be "
                 "printed: rename it."
             )
 
 
-def _read_images(paths: Sequence[Path]) -> np.ndarray:
-    first = read_image(paths[0])
-    if len(paths) * first.nbytes > MAX_BYTES:
-        raise ConfigError(
-            f"{len(paths)} images of {_size(first.shape)} take "
-            f"{len(paths) * first.nbytes / 2**30:.0f} GiB of memory, more than the "
-            f"{MAX_BYTES / 2**30:.0f} GiB allowed: take fewer, or make them smaller."
-        )
-    pixels = np.empty((len(paths), *first.shape), np.uint8)
-    for row, path in enumerate(paths):
-        image = read_image(path)
-        if image.shape != first.shape:
+def stack_images(images: Iterable[tuple[str, np.ndarray]], count: int) -> np.ndarray:
+    """Pixels [N, H, W, 3] uint8 of images [H, W, 3] with their names, `count` at most.
+
+    Raises:
+        ConfigError: their sizes differ, or they take more than `MAX_BYTES`.
+    """
+    pixels, first = np.empty((0, 0, 0, 3), np.uint8), ""
+    row = -1
+    for row, (name, image) in enumerate(images):
+        if not row:
+            pixels, first = _allocate(count, image), name
+        if image.shape != pixels.shape[1:]:
             raise ConfigError(
-                f"Images must have one size, but {paths[0]} is {_size(first.shape)} and {path} "
+                f"Images must have one size, but {first} is {_size(pixels.shape[1:])} and {name} "
                 f"{_size(image.shape)}: resize them alike."
             )
         pixels[row] = image
-    return pixels
+    return pixels[: row + 1]
+
+
+def _allocate(count: int, image: np.ndarray) -> np.ndarray:
+    if count * image.nbytes > MAX_BYTES:
+        raise ConfigError(
+            f"{count} images of {_size(image.shape)} take {count * image.nbytes / 2**30:.0f} GiB "
+            f"of memory, more than the {MAX_BYTES / 2**30:.0f} GiB allowed: take fewer, or make "
+            "them smaller."
+        )
+    return np.empty((count, *image.shape), np.uint8)
 
 
 def _size(shape: Sequence[int]) -> str:
