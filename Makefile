@@ -23,8 +23,13 @@ FACES := $(VENV)/share/qdgs_jax/faceres
 NETWORKS := $(foreach name,faceres blazeface emotion,$(name).bin $(name).json)
 HUMAN_SHA256 := 425e9c51dbbca0c8934362b170cb0d54c2529c11c654b3c03092b16e9d6ad3f7
 
+FASHION := $(VENV)/share/qdgs_jax/fashion-mnist
+FASHION_FILES := $(foreach part,train t10k,$(part)-images-idx3-ubyte.gz $(part)-labels-idx1-ubyte.gz)
+FASHION_DEB := dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb
+FASHION_SHA256 := 39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0
+
 .PHONY: assets
-assets: $(VENV)/installed $(FACES)/emotion.json  ## fetch a generator of faces (by pip) and networks that read them (by npm)
+assets: $(VENV)/installed $(FACES)/emotion.json $(FASHION)/t10k-labels-idx1-ubyte.gz  ## fetch a generator of faces (by pip), networks that read them (by npm) and Fashion-MNIST (by apt)
 	$(INSTALL) --no-deps --ignore-requires-python gan-face-generate==1.1.1
 
 # Without npm or its registry this says so and succeeds; a file with another checksum is an error.
@@ -38,6 +43,19 @@ $(FACES)/emotion.json:
 	  echo "Networks that read faces could not be fetched: install npm, then 'make assets' again."; \
 	fi
 	@rm -rf .npm
+
+# Likewise without apt or its registry. Nothing is installed, so that root is not needed.
+$(FASHION)/t10k-labels-idx1-ubyte.gz:
+	@rm -rf .deb && mkdir -p .deb $(@D)
+	@if (cd .deb && apt-get download -qq -o Acquire::Retries=1 -o Acquire::http::Timeout=30 \
+	  $(subst _,=,$(FASHION_DEB:_all.deb=)) 2>/dev/null); then \
+	  cd .deb && echo "$(FASHION_SHA256)  $(FASHION_DEB)" | sha256sum --check --quiet - && \
+	  dpkg-deb -x $(FASHION_DEB) . && \
+	  mv $(addprefix usr/share/datasets/fashion-mnist/,$(FASHION_FILES)) $(abspath $(@D)); \
+	else \
+	  echo "Fashion-MNIST could not be fetched: on Debian run 'apt-get update', then 'make assets' again."; \
+	fi
+	@rm -rf .deb
 
 .PHONY: test
 test: $(VENV)/installed-test  ## install, run all tests but the slow ones

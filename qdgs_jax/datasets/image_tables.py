@@ -171,7 +171,7 @@ def _columns(path: Path, table: Any) -> tuple[str, str, tuple[str, ...]]:
     ):
         raise ConfigError(
             f"{path} has no column `image` of structs with `bytes` and `label` of whole numbers, "
-            f"but {shorten(', '.join(schema.names))}: name these columns so."
+            f"but {shorten(ascii(schema.names))}: name these columns so."
         )
     features = pydantic_core.from_json((schema.metadata or {}).get(b"huggingface", b"{}"))
     try:
