@@ -10,7 +10,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from qdgs_jax import files
 from qdgs_jax.datasets.class_folders import MAX_BYTES, LabelledImages, require_text
 from qdgs_jax.datasets.listing import MAX_IMAGES
 from qdgs_jax.errors import ConfigError, shorten
+
+Split: TypeAlias = Literal["train", "test"]
 
 _IDX_PREFIX = {"train": "train", "test": "t10k"}
 _CIFAR_10 = {
@@ -37,9 +39,7 @@ def has_idx(folder: Path) -> bool:
     return any(path.exists() for split in _IDX_PREFIX for path in _idx_paths(folder, split, 3))
 
 
-def read_idx(
-    folder: Path, *, split: Literal["train", "test"], classes: Sequence[str] = ()
-) -> LabelledImages:
+def read_idx(folder: Path, *, split: Split, classes: Sequence[str] = ()) -> LabelledImages:
     """Images [N, H, W, 1] of `train-images-idx3-ubyte` or `t10k-images-idx3-ubyte`, and their
     labels of `...-labels-idx1-ubyte`, each plain or with `.gz`.
 
@@ -64,7 +64,7 @@ def has_cifar(folder: Path) -> bool:
     return any((folder / names).exists() for names in (_CIFAR_10_NAMES, _CIFAR_100_NAMES))
 
 
-def read_cifar(folder: Path, *, split: Literal["train", "test"]) -> LabelledImages:
+def read_cifar(folder: Path, *, split: Split) -> LabelledImages:
     """Images [N, 32, 32, 3] of the binary version of CIFAR-10 or, with fine labels, CIFAR-100.
 
     Raises:

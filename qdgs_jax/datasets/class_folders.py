@@ -164,13 +164,12 @@ def require_text(source: str, names: set[str]) -> None:
 
 
 def stack_images(images: Iterable[tuple[str, np.ndarray]], count: int) -> np.ndarray:
-    """Pixels [N, H, W, 3] uint8 of images [H, W, 3] with their names, `count` at most.
+    """Pixels [count, H, W, 3] uint8 of that many images [H, W, 3] with their names.
 
     Raises:
         ConfigError: their sizes differ, or they take more than `MAX_BYTES`.
     """
     pixels, first = np.empty((0, 0, 0, 3), np.uint8), ""
-    row = -1
     for row, (name, image) in enumerate(images):
         if not row:
             pixels, first = _allocate(count, image), name
@@ -180,7 +179,7 @@ def stack_images(images: Iterable[tuple[str, np.ndarray]], count: int) -> np.nda
                 f"{_size(image.shape)}: resize them alike."
             )
         pixels[row] = image
-    return pixels[: row + 1]
+    return pixels
 
 
 def _allocate(count: int, image: np.ndarray) -> np.ndarray:

@@ -8,14 +8,14 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import huggingface_hub
 import numpy as np
 import pydantic_core
 
 from qdgs_jax import files
-from qdgs_jax.datasets.array_files import name_labels
+from qdgs_jax.datasets.array_files import Split, name_labels
 from qdgs_jax.datasets.class_folders import MAX_BYTES, LabelledImages, stack_images
 from qdgs_jax.datasets.image_files import decode_image
 from qdgs_jax.datasets.listing import MAX_IMAGES
@@ -28,7 +28,7 @@ _ROWS = 16
 """Read at once: images may be large."""
 
 
-def fetch_tables(source: str, *, split: Literal["train", "test"]) -> list[Path]:
+def fetch_tables(source: str, *, split: Split) -> list[Path]:
     """Parquet files of a split of a dataset `hf:OWNER/NAME@COMMIT` of the Hugging Face hub.
 
     A commit is asked for because names of versions, such as `main`, can change what they mean.
@@ -63,7 +63,7 @@ def fetch_tables(source: str, *, split: Literal["train", "test"]) -> list[Path]:
         ) from error
 
 
-def find_tables(folder: Path, *, split: Literal["train", "test"]) -> list[Path]:
+def find_tables(folder: Path, *, split: Split) -> list[Path]:
     """Parquet files of a split in a folder and the folders in it; none if it has no Parquet files.
 
     Raises:
@@ -124,6 +124,11 @@ def read_tables(paths: list[Path], source: str) -> LabelledImages:
                 raise ConfigError(f"The files of {source} name other classes: name them alike.")
             rows = itertools.chain.from_iterable(map(_rows, paths, tables, columns))
             pixels = stack_images(_decoded(rows, labels), count)
+        if len(labels) < count:
+            raise ConfigError(
+                f"{source} holds {len(labels)} of the {count} images that it announces: replace "
+                "its files."
+            )
     except QDGSError:
         raise
     except Exception as error:  # pyarrow raises many kinds at damaged files
@@ -136,15 +141,11 @@ def read_tables(paths: list[Path], source: str) -> LabelledImages:
 
 def _require_fit(tables: Sequence[Any], source: str) -> int:
     """Number of rows of all files, if they are not too many and not too large."""
-    groups = [
-        table.metadata.row_group(row)
+    # Not of single columns: pyarrow ends the process if a damaged file's cannot be read.
+    size = sum(
+        table.metadata.row_group(row).total_byte_size
         for table in tables
         for row in range(table.metadata.num_row_groups)
-    ]
-    size = sum(
-        group.column(column).total_uncompressed_size
-        for group in groups
-        for column in range(group.num_columns)
     )
     count: int = sum(table.metadata.num_rows for table in tables)
     if not 0 < count <= MAX_IMAGES or size > MAX_BYTES:

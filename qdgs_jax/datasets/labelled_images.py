@@ -4,15 +4,16 @@ import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 
 from qdgs_jax.datasets import array_files, image_tables
+from qdgs_jax.datasets.array_files import Split
 from qdgs_jax.datasets.class_folders import LabelledImages, read_folder
-from qdgs_jax.datasets.image_folder import PARTS
 from qdgs_jax.errors import ConfigError, did_you_mean, shorten
 
+SPLITS = get_args(Split)
 FASHION_MNIST = "fashion-mnist"
 FASHION_MNIST_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
@@ -27,7 +28,7 @@ TOLERANCE = 0.005
 """Of the sum of shares: published ones are rounded."""
 
 
-def read_labelled(source: str | Path, *, split: Literal["train", "test"]) -> LabelledImages:
+def read_labelled(source: str | Path, *, split: Split) -> LabelledImages:
     """Reads the images of one split and the names of their classes.
 
     Pixels are [N, H, W, 3], or [N, H, W, 1] where all images of the split are grey: a generator of
@@ -48,15 +49,15 @@ def read_labelled(source: str | Path, *, split: Literal["train", "test"]) -> Lab
             without a class, or images of several sizes.
         QDGSError: an image cannot be read.
     """
-    if split not in PARTS:
-        raise ConfigError(f"There is no split '{split}': name one of {', '.join(PARTS)}.")
+    if split not in SPLITS:
+        raise ConfigError(f"There is no split '{split}': name one of {', '.join(SPLITS)}.")
     images = _read(str(source), split)
     grey = all((image == image[..., :1]).all() for image in images.pixels)
     pixels = np.ascontiguousarray(images.pixels[..., :1]) if grey else images.pixels
     return LabelledImages(pixels, images.labels, images.groups)
 
 
-def _read(source: str, split: Literal["train", "test"]) -> LabelledImages:
+def _read(source: str, split: Split) -> LabelledImages:
     if source == FASHION_MNIST:
         folder = _fashion_mnist()
         return array_files.read_idx(folder, split=split, classes=FASHION_MNIST_CLASSES)
@@ -71,7 +72,7 @@ def _read(source: str, split: Literal["train", "test"]) -> LabelledImages:
         return array_files.read_cifar(folder, split=split)
     if tables := image_tables.find_tables(folder, split=split):
         return image_tables.read_tables(tables, source)
-    if all((folder / part).is_dir() for part in PARTS):
+    if all((folder / part).is_dir() for part in SPLITS):
         return read_folder(folder / split)
     if split == "test":
         raise ConfigError(

@@ -232,6 +232,9 @@ def test_parquet(tmp_path: Path) -> None:
     test = read_labelled(tmp_path, split="test")
     assert test.labels == ("5", "11")
     np.testing.assert_array_equal(test.pixels[:, 3, 4], [[3], [4]])
+    write_table(tmp_path / "data/train-00001-of-00002.parquet", [png(1)], [0], names=["dog", "cat"])
+    with pytest.raises(ConfigError, match="name other classes: name them alike"):
+        read_labelled(tmp_path, split="train")
 
 
 def test_damaged_parquet(tmp_path: Path) -> None:
