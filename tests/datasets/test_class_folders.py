@@ -65,7 +65,7 @@ def test_what_lies_in_no_bin_is_left_out_with_a_warning(tmp_path: Path) -> None:
 
 def test_reading_needs_nothing_heavy() -> None:
     code = (
-        "import sys, qdgs_jax.datasets.class_folders; "
+        "import sys, qdgs_jax.datasets.labelled_images; "
         "sys.exit(' '.join({'jax', 'evosax', 'orbax', 'flax'} & sys.modules.keys()))"
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
