@@ -102,7 +102,7 @@ def name_labels(labels: np.ndarray, classes: Sequence[str], source: str) -> tupl
             f"{source} has an image of the label {low if low < 0 else high}, which is none of its "
             f"{len(classes) or ''} classes: remove that image, or add the class's name."
         )
-    return tuple(classes[label] if classes else str(label) for label in labels.tolist())
+    return tuple(classes[label] if classes else str(label) for label in map(int, labels))
 
 
 def _idx_paths(folder: Path, split: str, axes: int) -> tuple[Path, Path]:
