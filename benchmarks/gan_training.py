@@ -11,7 +11,7 @@ Method: both have the same networks with the same initial weights, which must re
     and by a kernel for each sample; it adds the stored noise, ours draws new noise for each image.
     A round is 16 steps, hence one R1, of each program, one after the other in one process. Only
     ratios within one run are meaningful.
-Command: python benchmarks/gan_training.py --rounds 7
+Command: python benchmarks/gan_training.py --rounds 5
     --json benchmarks/results/gan_training.json
     (needs the extra `bench`; --small is a toy setting, to check that the script works)
 Result: not measured on a quiet machine yet.
@@ -59,7 +59,7 @@ Step = Callable[[], Any]
 def main() -> None:
     """Runs both networks and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="toy networks")
     parser.add_argument("--json", type=Path, help="where to write all times")
     options = parser.parse_args()
