@@ -11,6 +11,13 @@ from qdgs_jax.typing import Array
 Precision: TypeAlias = Literal["highest", "default", "bf16"]
 
 
+def for_device(precision: Precision | Literal["auto"]) -> Precision:
+    """A precision of trainings; `auto` is bf16 on accelerators and highest on CPUs."""
+    if precision != "auto":
+        return precision
+    return "highest" if jax.default_backend() == "cpu" else "bf16"
+
+
 def matmul_precision(precision: Precision) -> contextlib.AbstractContextManager[Any]:
     """Context in which a network is traced; attention has no argument for its precision.
 

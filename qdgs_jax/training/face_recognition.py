@@ -21,7 +21,7 @@ from qdgs_jax import sharding
 from qdgs_jax.errors import ConfigError
 from qdgs_jax.models import iresnet
 from qdgs_jax.models.iresnet import IResNetConfig
-from qdgs_jax.models.precision import Precision
+from qdgs_jax.models.precision import for_device
 from qdgs_jax.training import loop, margins
 from qdgs_jax.training.augmentation import augment
 from qdgs_jax.training.config import FaceRecognitionConfig
@@ -90,7 +90,7 @@ def train(
     Returns:
         The state, and losses [T].
     """
-    precision = _precision(config)
+    precision = for_device(config.precision)
 
     def loss(params: Params, statistics: Params, batch: tuple[Faces, Array]) -> tuple[Array, Any]:
         faces, step = batch
@@ -196,9 +196,3 @@ def _is_decayed(params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(
         lambda path, _: not any("norm" in str(part) for part in path), params
     )
-
-
-def _precision(config: FaceRecognitionConfig) -> Precision:
-    if config.precision != "auto":
-        return config.precision
-    return "highest" if jax.default_backend() == "cpu" else "bf16"

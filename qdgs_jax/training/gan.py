@@ -1,6 +1,6 @@
 """Images -> a trained generator, as StyleGAN2 is trained (arXiv 1912.04958 and 2006.06676).
 
-    networks = DCGANs(dcgan.DCGANConfig(), dcgan.DiscriminatorConfig())
+    networks = DCGANs(dcgan.DCGANConfig(), dcgan_discriminator.DiscriminatorConfig())
     state = fit(config, networks, start(config, networks, key), key, images, checkpoints=folder)
     networks.save(out, state.average)
 
@@ -22,7 +22,7 @@ from flax import struct
 
 from qdgs_jax import sharding
 from qdgs_jax.errors import ConfigError
-from qdgs_jax.models.precision import Precision
+from qdgs_jax.models.precision import Precision, for_device
 from qdgs_jax.training import ada, adversarial, loop
 from qdgs_jax.training.config import GANConfig
 from qdgs_jax.training.gan_networks import Networks, mix_styles
@@ -101,7 +101,7 @@ def train(
         discriminator's logits of real images, 1 where it knows all of them, and the probability of
         augmentations.
     """
-    step = _Step(config, networks, penalty, _precision(config))
+    step = _Step(config, networks, penalty, for_device(config.precision))
 
     def one(state: GANState, images: Array) -> tuple[GANState, dict[str, Array]]:
         real = sharding.by_rows(images).astype(float) / 127.5 - 1  # JAX's default, float32
@@ -341,9 +341,3 @@ def _adam(config: GANConfig, rate: float, interval: int | None) -> optax.Gradien
     1912.04958, appendix B)."""
     share = interval / (interval + 1) if interval else 1.0
     return optax.adam(rate * share, config.momentum**share, 0.99**share)
-
-
-def _precision(config: GANConfig) -> Precision:
-    if config.precision != "auto":
-        return config.precision
-    return "highest" if jax.default_backend() == "cpu" else "bf16"

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -66,12 +66,11 @@ class Networks(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class DCGANs:
-    """A DCGAN."""
+class _Sizes:
+    """Those that follow from two configs."""
 
-    generator: dcgan.DCGANConfig
-    discriminator: dcgan_discriminator.DiscriminatorConfig
-    layers: int = 0
+    generator: Any
+    discriminator: Any
 
     @property
     def latent_size(self) -> int:
@@ -85,6 +84,15 @@ class DCGANs:
     @property
     def group_size(self) -> int:
         return self.discriminator.group_size
+
+
+@dataclasses.dataclass(frozen=True)
+class DCGANs(_Sizes):
+    """A DCGAN."""
+
+    generator: dcgan.DCGANConfig
+    discriminator: dcgan_discriminator.DiscriminatorConfig
+    layers: ClassVar[int] = 0
 
     def init(self, key: Key) -> tuple[Params, Params]:
         one, other = jax.random.split(key)
@@ -112,28 +120,15 @@ class DCGANs:
 
 
 @dataclasses.dataclass(frozen=True)
-class StyleGAN2s:
+class StyleGAN2s(_Sizes):
     """An unconditional StyleGAN2."""
 
     generator: stylegan2.StyleGAN2Config
     discriminator: stylegan2_discriminator.DiscriminatorConfig
 
     @property
-    def latent_size(self) -> int:
-        return self.generator.latent_size
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        side = self.generator.image_size
-        return side, side, self.generator.image_channels
-
-    @property
     def layers(self) -> int:
         return self.generator.layers
-
-    @property
-    def group_size(self) -> int:
-        return self.discriminator.group_size
 
     def init(self, key: Key) -> tuple[Params, Params]:
         one, other = jax.random.split(key)

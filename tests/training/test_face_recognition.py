@@ -14,6 +14,7 @@ import pytest
 from qdgs_jax import sharding
 from qdgs_jax.errors import ConfigError
 from qdgs_jax.models import iresnet
+from qdgs_jax.models.precision import for_device
 from qdgs_jax.training import face_recognition, loop
 from qdgs_jax.training.config import AugmentationConfig, FaceRecognitionConfig
 from qdgs_jax.training.face_recognition import Faces, TrainingState, fit
@@ -112,10 +113,10 @@ def test_what_is_decayed() -> None:
 
 
 def test_precision_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert face_recognition._precision(CONFIG) == "highest"
+    assert for_device(CONFIG.precision) == "highest"
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert face_recognition._precision(CONFIG) == "bf16"
-    assert face_recognition._precision(FaceRecognitionConfig(precision="default")) == "default"
+    assert for_device(CONFIG.precision) == "bf16"
+    assert for_device(FaceRecognitionConfig(precision="default").precision) == "default"
 
 
 def test_faces_that_do_not_fit_are_refused() -> None:
